@@ -1,0 +1,108 @@
+# The project's habits. `make` alone lists them.
+#
+# Variables: PYTHON (the interpreter to build for), VENV (where it is installed),
+# TESTS (files for test and test-asan), OPTIONS (more options for run, test, fuzz, bench).
+
+PYTHON ?= python3
+VENV ?= .venv
+ASAN ?= build/asan
+TESTS ?=
+OPTIONS ?=
+
+# Seconds after which a single test counts as hung.
+TIMEOUT ?= 120
+
+SOURCES := $(wildcard src/*.pyx src/fastserve/*.pxd) setup.py pyproject.toml
+MODULES := $(patsubst src/%.pyx,%,$(wildcard src/*.pyx))
+
+PIP_INSTALL = python -m pip install --quiet --disable-pip-version-check
+# One home for the versions: the list is read from pyproject.toml.
+BUILD_REQUIRES = python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")'
+
+.PHONY: help run test lint test-asan fuzz bench wheel clean
+
+help:
+	@echo 'make run        serve examples/hello.py'
+	@echo 'make test       run all tests'
+	@echo 'make lint       ruff, mypy, cython-lint, warnings of Cython as errors'
+	@echo 'make test-asan  run the tests on a build with AddressSanitizer and UBSan'
+	@echo 'make fuzz       compare the parser with others on random requests'
+	@echo 'make bench      measure'
+	@echo 'make wheel      build the sdist, and from it a wheel, into wheelhouse/'
+	@echo 'make clean      remove everything that was built'
+
+run: $(VENV)/.built
+	$(VENV)/bin/fastserve --app-dir examples $(OPTIONS) hello:app
+
+test: $(VENV)/.test
+	$(VENV)/bin/python -m pytest --timeout $(TIMEOUT) $(OPTIONS) $(TESTS)
+
+lint: $(VENV)/.lint
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	PATH="$(abspath $(VENV))/bin:$$PATH" cython-lint src/*.pyx src/fastserve/*.pxd
+	@mkdir -p build/lint
+	for module in $(MODULES); do \
+	    $(VENV)/bin/cython -3 -Wextra -Werror -I src --module-name fastserve.$$module \
+	        -o build/lint/$$module.c src/$$module.pyx || exit 1; \
+	done
+
+# The sanitizers' runtime must be there before the interpreter's own malloc is.
+test-asan: $(ASAN)/.built
+	LD_PRELOAD="$$($(CC) -print-file-name=libasan.so)" PYTHONMALLOC=malloc \
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	$(ASAN)/venv/bin/python -m pytest --timeout $$((5 * $(TIMEOUT))) $(OPTIONS) $(TESTS)
+
+fuzz: $(VENV)/.test
+	$(VENV)/bin/python tests/fuzz/run.py $(OPTIONS)
+
+bench: $(VENV)/.test
+	$(VENV)/bin/python bench/run.py $(OPTIONS)
+
+wheel: $(VENV)/.created
+	$(VENV)/bin/$(PIP_INSTALL) build
+	$(VENV)/bin/python -m build --outdir wheelhouse
+
+clean:
+	rm -rf .venv* build dist src/*.egg-info src/*.c src/*.html src/fastserve/*.so
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+	find wheelhouse -type f ! -name README.md -delete
+	find src tests examples bench -name __pycache__ -prune -exec rm -rf {} +
+
+# Stamps: a step is done again when something it depends on is newer.
+
+$(VENV)/.created $(ASAN)/venv/.created: %/.created:
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("fastserve needs Python 3.11 or later; this is " + sys.version.split()[0] + ": make PYTHON=...")'
+	$(PYTHON) -m venv $*
+	$*/bin/$(PIP_INSTALL) --upgrade 'pip>=25.1'
+	@touch $@
+
+# Cython does not look at the age of a module's own .pxd: with no generated C
+# left, every build is a whole one.
+$(VENV)/.built: $(VENV)/.created $(SOURCES)
+	$(VENV)/bin/$(BUILD_REQUIRES) > $(VENV)/requires.txt
+	$(VENV)/bin/$(PIP_INSTALL) -r $(VENV)/requires.txt
+	rm -f src/*.c
+	$(VENV)/bin/$(PIP_INSTALL) --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.built pyproject.toml
+	$(VENV)/bin/$(PIP_INSTALL) --group test
+	@touch $@
+
+$(VENV)/.lint: $(VENV)/.built pyproject.toml
+	$(VENV)/bin/$(PIP_INSTALL) --group lint
+	@touch $@
+
+# From a copy of the sources, and not editable: its modules must never be taken
+# for those of the ordinary build.
+$(ASAN)/.built: $(ASAN)/venv/.created $(SOURCES) $(wildcard src/fastserve/*.py src/fastserve/*.pyi)
+	rm -rf $(ASAN)/tree
+	mkdir -p $(ASAN)/tree
+	cp -R setup.py pyproject.toml README.md LICENSE src $(ASAN)/tree
+	rm -rf $(ASAN)/tree/src/*.c $(ASAN)/tree/src/*.egg-info $(ASAN)/tree/src/fastserve/*.so
+	$(ASAN)/venv/bin/$(BUILD_REQUIRES) > $(ASAN)/requires.txt
+	$(ASAN)/venv/bin/$(PIP_INSTALL) -r $(ASAN)/requires.txt --group test-core
+	FASTSERVE_SANITIZE=1 $(ASAN)/venv/bin/$(PIP_INSTALL) --no-build-isolation --force-reinstall $(ASAN)/tree
+	@touch $@

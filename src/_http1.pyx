@@ -1,0 +1,947 @@
+"""HTTP/1.1 connections and the ASGI conversation of each exchange.
+
+`Http1Connection` turns received bytes into exchanges, one at a time and in order, and
+keeps or closes the connection (RFC 9112 section 9). `HttpExchange` is one request and
+its response: it builds the ASGI scope and is the other side of the application's
+`receive` and `send`. Neither knows a socket or an event loop; who has to wait, waits on
+a waiter of the worker.
+
+Three rules keep applications apart (see docs/design.md):
+* An application is started only from `_consume`, whose caller is the reactor, never
+  from within another application's `send` or `receive`.
+* A waiter carries no message. What is to be received stays in the exchange until a
+  task really takes it, so that a cancelled `receive()` loses nothing.
+* No code relies on whether an application has run when `spawn` returns.
+"""
+
+cimport cython
+from cpython.bytearray cimport (
+    PyByteArray_AS_STRING, PyByteArray_FromStringAndSize, PyByteArray_GET_SIZE,
+)
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.dict cimport PyDict_Copy
+from cpython.object cimport PyObject
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+
+from fastserve._headers cimport append_chunk_size, append_content_length
+from fastserve._parser cimport DATA, END, HEAD, INVALID
+
+
+cdef extern from "Python.h":
+    ctypedef enum PySendResult:
+        PYGEN_RETURN
+        PYGEN_ERROR
+        PYGEN_NEXT
+    PySendResult PyIter_Send(PyObject* iterator, PyObject* value, PyObject** result) noexcept
+    PyObject* PyDict_GetItemWithError(PyObject* mapping, PyObject* key) except? NULL
+    void PyErr_SetObject(PyObject* kind, PyObject* value) noexcept
+    PyObject* PyExc_StopIteration
+    void Py_INCREF_pointer "Py_INCREF"(PyObject*) noexcept
+    void Py_DECREF_pointer "Py_DECREF"(PyObject*) noexcept
+    ctypedef PyObject* (*iternextfunc)(PyObject*)
+    ctypedef struct SlotsOfType "PyTypeObject":
+        iternextfunc tp_iternext
+
+
+class ClientDisconnected(OSError):
+    """The client is gone, so `send()` has nobody to send to (ASGI HTTP spec, 2.4).
+
+    Raised only where the `raise_on_disconnect` option asks for it. An application may
+    let it pass: the server takes it for the end of the exchange, not for an error.
+    """
+
+
+cdef str TYPE = "type"
+cdef str BODY = "body"
+cdef str MORE_BODY = "more_body"
+cdef str HTTP_REQUEST = "http.request"
+cdef str HTTP_DISCONNECT = "http.disconnect"
+cdef str RESPONSE_START = "http.response.start"
+cdef str RESPONSE_BODY = "http.response.body"
+cdef tuple VERSIONS = ("1.0", "1.1")
+
+
+cdef int64_t _microseconds() noexcept:
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return <int64_t>now.tv_sec * 1000000 + now.tv_nsec // 1000
+
+
+cdef object _get(dict message, str key, object default):
+    cdef PyObject* found = PyDict_GetItemWithError(<PyObject*>message, <PyObject*>key)
+    return default if found == NULL else <object>found
+
+
+cdef class Http1Factory(ProtocolFactory):
+    """What all connections of one server have in common."""
+
+    def __init__(
+        self,
+        application,
+        worker,
+        *,
+        report,
+        access=None,
+        state=None,
+        str scheme="http",
+        str root_path="",
+        bytes server_header=b"fastserve",
+        bint date_header=True,
+        bint raise_on_disconnect=False,
+        Py_ssize_t limit_request_line=8190,
+        Py_ssize_t limit_request_fields=100,
+        Py_ssize_t limit_request_field_bytes=65536,
+        limit_request_body=None,
+        double header_timeout=30,
+        double body_timeout=60,
+        double keep_alive_timeout=75,
+        int64_t body_min_rate=240,
+    ):
+        """`application`: an ASGI 3 callable. `worker`: see fastserve.worker.Worker.
+        `report(exception)`: called with what an application raised. `access`: called
+        for each response with client, method, raw_path, query_string, http_version,
+        status, body length in bytes, and microseconds. `state`: the lifespan's, copied
+        for each request; None where the application has no lifespan. Timeouts are in
+        seconds, `body_min_rate` in bytes a second (0: any), limits in bytes."""
+        self.application = application
+        self.spawn = worker.spawn
+        self.new_waiter = worker.waiter
+        self.wake = worker.wake
+        self.checkpoint = worker.checkpoint
+        self.report = report
+        self.access = access
+        self.state = state
+        self.root_path = root_path
+        self.server_line = b"server: " + server_header + b"\r\n" if server_header else b""
+        self.date = DateLine() if date_header else None
+        self.raise_on_disconnect = raise_on_disconnect
+        self.limit_line = limit_request_line
+        self.limit_fields = limit_request_fields
+        self.limit_field_bytes = limit_request_field_bytes
+        self.limit_body = -1 if limit_request_body is None else limit_request_body
+        self.header_timeout = <int64_t>(1000 * header_timeout)
+        self.body_timeout = <int64_t>(1000 * body_timeout)
+        self.keep_alive_timeout = <int64_t>(1000 * keep_alive_timeout)
+        self.body_min_rate = body_min_rate
+        # From 2.4 on a framework relies on send() raising: with a silent send() its
+        # stream to a client that has left would never end.
+        self.asgi = {"version": "3.0", "spec_version": "2.5" if raise_on_disconnect else "2.3"}
+        # Every key is there, so that a request's copy never has to grow.
+        self.scope = {
+            "type": "http",
+            "asgi": None,
+            "http_version": None,
+            "server": None,
+            "client": None,
+            "scheme": scheme,
+            "method": None,
+            "root_path": root_path,
+            "path": None,
+            "raw_path": None,
+            "query_string": None,
+            "headers": None,
+        }
+        if state is not None:
+            self.scope["state"] = None
+
+    def drain(self, on_idle):
+        """From now on every response ends its connection; `on_idle()` is called each time
+        that no application is running any more."""
+        self.draining = True
+        self.on_idle = on_idle
+        if self.in_flight == 0:
+            on_idle()
+
+    cdef int exchange_ended(self) except -1:
+        self.in_flight -= 1
+        if self.in_flight == 0 and self.on_idle is not None:
+            self.on_idle()
+        return 0
+
+    cdef int append_own_fields(self, ResponseHead head, SendBuffer out) except -1:
+        """Date and Server, unless the application set its own or the option is off."""
+        if self.date is not None and not head.has_date:
+            self.date.append_to(out)
+        if not head.has_server:
+            out.append_bytes(self.server_line)
+        return 0
+
+    cdef Protocol build(self):
+        cdef Http1Connection connection = Http1Connection.__new__(Http1Connection)
+        connection.factory = self
+        connection.parser = RequestParser(
+            limit_line=self.limit_line,
+            limit_fields=self.limit_fields,
+            limit_field_bytes=self.limit_field_bytes,
+        )
+        return connection
+
+
+@cython.final
+cdef class Http1Connection(Protocol):
+    """One connection: its exchanges one after the other."""
+
+    cdef int connection_made(self, Transport transport) except -1:
+        self.transport = transport
+        self.phase = PHASE_FIRST
+        self.deadline = transport.clock() + self.factory.header_timeout
+        return 0
+
+    cdef int data_received(self, const char* data, Py_ssize_t length) except -1:
+        if self.closing:
+            return 0
+        if self.unparsed is not None or (
+            self.exchange is not None and self.exchange.request_complete
+        ):
+            self._keep(data, length)
+            return self._update_reading()
+        return self._consume(data, length)
+
+    cdef int eof_received(self) except -1:
+        self.eof = True
+        if self.exchange is not None:
+            # A half-close ends the request, not the response, which is still written.
+            self.exchange.disconnect(False)
+        elif self.unparsed is None:
+            self._close(False)
+        return 0
+
+    cdef int connection_lost(self) except -1:
+        cdef HttpExchange exchange = self.exchange
+        self.transport = None
+        self.closing = True
+        self.deadline = 0
+        self.unparsed = None
+        if exchange is not None:
+            self.exchange = None
+            exchange.disconnect(True)
+        return 0
+
+    cdef int resume_writing(self) except -1:
+        if self.exchange is not None:
+            self.exchange.wake_all()
+        if self.unparsed is not None:
+            self.transport.call_soon()
+        return 0
+
+    cdef int proceed(self) except -1:
+        cdef bytearray unparsed = self.unparsed
+        if self.closing:
+            return 0
+        if unparsed is not None:
+            # The local reference keeps the memory; nothing else writes to it.
+            self.unparsed = None
+            self._consume(PyByteArray_AS_STRING(unparsed), PyByteArray_GET_SIZE(unparsed))
+        else:
+            self._consume(b"", 0)       # the end of a message may still be to be told
+        if self.eof and self.exchange is None and self.unparsed is None:
+            self._close(False)
+        return 0
+
+    cdef int deadline_expired(self) except -1:
+        if self.discarding:
+            return self._close(True)
+        if self.phase == PHASE_FIRST or self.phase == PHASE_IDLE:
+            return self._close(False)
+        return self._refuse(408, "The request did not arrive in time.")
+
+    cdef int drain(self) except -1:
+        if self.exchange is None and self.unparsed is None and not self.parser.in_message():
+            self._close(False)
+        return 0
+
+    cdef int _consume(self, const char* data, Py_ssize_t length) except -1:
+        """Parse, start applications, and keep what has to wait for its turn."""
+        cdef Py_ssize_t used
+        self.parsing = True
+        try:
+            used = self._parse(data, length)
+        finally:
+            self.parsing = False
+        if self.closing:
+            return 0
+        if used < length:
+            self._keep(data + used, length - used)
+        return self._settle()
+
+    cdef Py_ssize_t _parse(self, const char* data, Py_ssize_t length) except -1:
+        """How many bytes were used. An application that is started here may end its
+        response, close the connection or lose it, so all of that is asked anew."""
+        cdef RequestParser parser = self.parser
+        cdef HttpExchange exchange
+        cdef Py_ssize_t used = 0, count = 0
+        cdef int event, begun = 0
+        while not self.closing:
+            exchange = self.exchange
+            if exchange is not None:
+                if exchange.request_complete or exchange.buffered > BODY_BUFFER:
+                    if exchange.spawned:
+                        break
+                    self._spawn()
+                    continue
+            elif not self.discarding:
+                if used == length or self.transport.choked:
+                    break
+                if begun == PIPELINE_BATCH:
+                    self.transport.call_soon()
+                    break
+            event = parser.next(data + used, length - used, &count)
+            used += count
+            if event == HEAD:
+                begun += 1
+                self._begin()
+            elif event == DATA:
+                self._take_body()
+            elif event == END:
+                self.discarding = False
+                if exchange is not None:
+                    exchange.request_complete = True
+                    exchange.wake_all()
+            elif event == INVALID:
+                self._refuse(parser.error_status, parser.error_reason)
+            else:
+                if exchange is not None and not exchange.spawned:
+                    self._spawn()
+                break
+        return used
+
+    cdef int _keep(self, const char* data, Py_ssize_t length) except -1:
+        if self.unparsed is None:
+            self.unparsed = PyByteArray_FromStringAndSize(data, length)
+        else:
+            self.unparsed.extend(data[:length])
+        return 0
+
+    cdef int _begin(self) except -1:
+        """A head has arrived: its exchange begins."""
+        cdef Http1Factory factory = self.factory
+        cdef RequestParser parser = self.parser
+        cdef HttpExchange exchange = HttpExchange.__new__(HttpExchange)
+        cdef dict scope = PyDict_Copy(factory.scope)
+        cdef str path = parser.path
+        exchange.connection = self
+        exchange.factory = factory
+        exchange.scope = scope
+        exchange.keep_alive = parser.keep_alive
+        exchange.owes_continue = parser.expect_continue
+        exchange.is_http10 = parser.minor_version == 0
+        exchange.method = parser.method
+        exchange.is_head = parser.method == "HEAD"
+        exchange.raw_path = parser.raw_path
+        exchange.query_string = parser.query_string
+        if factory.root_path:
+            path = _below(factory.root_path, path)
+        scope["asgi"] = PyDict_Copy(factory.asgi)
+        scope["http_version"] = VERSIONS[parser.minor_version]
+        scope["server"] = self.transport.server
+        scope["client"] = self.transport.client
+        scope["method"] = parser.method
+        scope["path"] = path
+        scope["raw_path"] = parser.raw_path
+        scope["query_string"] = parser.query_string
+        scope["headers"] = parser.headers
+        if factory.state is not None:
+            scope["state"] = factory.state.copy()
+        parser.release()
+        self.exchange = exchange
+        self.phase = PHASE_APPLICATION
+        self.body_received = 0
+        if factory.access is not None:
+            exchange.begun = _microseconds()
+        if 0 <= factory.limit_body < parser.content_length:
+            self._refuse(413, "The request body is too large.")
+        return 0
+
+    cdef int _take_body(self) except -1:
+        cdef Py_ssize_t length = self.parser.piece_length
+        self.body_received += length
+        if self.discarding:
+            self.discarded += length
+            if self.discarded > DRAIN_BYTES:
+                self._close(True)
+        elif 0 <= self.factory.limit_body < self.body_received:
+            self._refuse(413, "The request body is too large.")
+        else:
+            self.exchange.body_arrived(self.parser.piece, length)
+        return 0
+
+    cdef int _spawn(self) except -1:
+        cdef HttpExchange exchange = self.exchange
+        exchange.spawned = True
+        self.factory.in_flight += 1
+        try:
+            self.factory.spawn(exchange)
+        except BaseException as error:
+            exchange.finished(error)
+        return 0
+
+    cdef int _refuse(self, int status, str reason) except -1:
+        """The server's own answer, and the end of the connection. What has begun to be
+        answered otherwise is cut, so that nobody can take it for whole."""
+        cdef HttpExchange exchange = self.exchange
+        cdef Progress progress = NOT_STARTED
+        if exchange is not None:
+            self.exchange = None
+            progress = exchange.progress
+            exchange.progress = ABANDONED
+            exchange.disconnect(False)
+        if progress == HEAD_WRITTEN:
+            if exchange.framing == FRAMING_CLOSE:
+                self.closing = True
+                return self.transport.abort()
+        elif not self.discarding:
+            self._answer(status, reason, exchange)
+        return self._close(True)
+
+    cdef int _answer(self, int status, str reason, HttpExchange exchange) except -1:
+        cdef SendBuffer out = self.transport.output()
+        cdef ResponseHead head = ResponseHead.__new__(ResponseHead)
+        cdef bytes body = f"{reason}\n".encode()
+        head.start(status, _plain_text)
+        head.append_to(out)
+        self.factory.append_own_fields(head, out)
+        append_content_length(out, PyBytes_GET_SIZE(body))
+        out.append_bytes(b"connection: close\r\n\r\n")
+        if exchange is None or not exchange.is_head:
+            out.append_bytes(body)
+        if exchange is not None:
+            exchange.status = status
+            exchange.sent = PyBytes_GET_SIZE(body)
+            exchange.log_access()
+        return 0
+
+    cdef int _response_complete(self, HttpExchange exchange) except -1:
+        """Called on an application's stack: nothing may be started here."""
+        self.exchange = None
+        if not exchange.keep_alive:
+            return self._close(True)
+        if not exchange.request_complete:
+            self.discarding = True
+            self.discarded = 0
+        if self.parsing:
+            return 0
+        if self.unparsed is not None:
+            return self.transport.call_soon()
+        if self.eof:
+            return self._close(False)
+        return self._settle()
+
+    cdef int _close(self, bint linger) except -1:
+        self.closing = True
+        self.deadline = 0
+        return self.transport.close(linger)
+
+    cdef int _settle(self) except -1:
+        """Set the deadline for what the connection now waits for, and read or pause."""
+        cdef HttpExchange exchange = self.exchange
+        cdef int64_t now = self.transport.clock()
+        cdef Phase before = self.phase
+        if exchange is not None:
+            if exchange.request_complete or exchange.owes_continue:
+                self.phase = PHASE_APPLICATION
+            else:
+                self.phase = PHASE_BODY
+        elif self.discarding:
+            self.phase = PHASE_BODY
+        elif self.parser.in_message():
+            self.phase = PHASE_HEAD
+        elif before != PHASE_FIRST:
+            self.phase = PHASE_IDLE
+        self._update_reading()
+        if self.phase == PHASE_IDLE:
+            self.deadline = now + self.factory.keep_alive_timeout
+        elif self.phase == PHASE_BODY:
+            if before != PHASE_BODY:
+                self.rate_deadline = now + self.factory.body_timeout
+            self._set_body_deadline(now)
+        elif self.phase == PHASE_APPLICATION:
+            self.deadline = 0
+        elif before != self.phase and before != PHASE_FIRST:
+            self.deadline = now + self.factory.header_timeout
+        return 0
+
+    cdef int _set_body_deadline(self, int64_t now) except -1:
+        """The body must go on arriving, and on the whole at the minimum rate."""
+        cdef int64_t by_rate
+        if self.paused:
+            self.deadline = 0
+            return 0
+        self.deadline = now + self.factory.body_timeout
+        if self.factory.body_min_rate:
+            by_rate = self.rate_deadline + 1000 * self.body_received // self.factory.body_min_rate
+            self.deadline = min(self.deadline, by_rate)
+        return 0
+
+    cdef int _update_reading(self) except -1:
+        cdef bint pause = (
+            self.unparsed is not None and PyByteArray_GET_SIZE(self.unparsed) > PIPELINE_BUFFER
+        ) or (self.exchange is not None and self.exchange.buffered > BODY_BUFFER)
+        if pause == self.paused:
+            return 0
+        self.paused = pause
+        if pause:
+            self.paused_at = self.transport.clock()
+            return self.transport.pause_reading()
+        # The time in which we did not read is not the client's.
+        self.rate_deadline += self.transport.clock() - self.paused_at
+        return self.transport.resume_reading()
+
+
+cdef tuple _plain_text = ((b"content-type", b"text/plain; charset=utf-8"),)
+
+
+cdef str _below(str root_path, str path):
+    """`path` with the prefix that a proxy in front has taken away, if it has."""
+    if path == root_path or path.startswith(root_path + "/"):
+        return path
+    return root_path + path
+
+
+@cython.final
+@cython.freelist(64)
+cdef class HttpExchange:
+    """One request, its response, and the application between them.
+
+    `receive` and `send` are the ASGI callables. Both return an awaitable that is done
+    already unless there is something to wait for. For the worker there are `start`,
+    which calls the application, and `finished`, which says that it has ended.
+    """
+
+    def start(self):
+        """Call the application: its coroutine."""
+        cdef dict scope = self.scope
+        self.scope = None
+        return self.factory.application(scope, self.receive, self.send)
+
+    def finished(self, error):
+        """The application has ended: with the exception `error`, or None."""
+        if error is not None and not _is_disconnect(error):
+            self.factory.report(error)
+        if self.progress < COMPLETE and not self.lost:
+            if error is None:
+                self.factory.report(
+                    RuntimeError("the application returned without a complete response")
+                )
+            self.connection._refuse(500, "Internal Server Error")
+        self.factory.exchange_ended()
+
+    def cancelled(self):
+        """The server has cancelled the application."""
+        if self.progress < COMPLETE and not self.lost:
+            self.connection._refuse(503, "The server is shutting down.")
+        self.factory.exchange_ended()
+
+    def receive(self):
+        """The next message of the request, or of its end (ASGI HTTP spec)."""
+        cdef Awaitable awaitable = Awaitable.__new__(Awaitable)
+        awaitable.exchange = self
+        awaitable.wait = WAIT_EVENT
+        return awaitable
+
+    def send(self, message):
+        """Take a message of the response (ASGI HTTP spec).
+
+        Raises TypeError, ValueError or RuntimeError, naming the message and its key, for
+        a message that is wrong or comes at the wrong time; ClientDisconnected where the
+        option asks for it."""
+        cdef object kind
+        if not isinstance(message, dict):
+            raise TypeError(f"send() takes a dict, not {type(message).__name__}")
+        if self.lost:
+            return self._after_disconnect()
+        kind = _get(<dict>message, TYPE, None)
+        if self.progress >= COMPLETE:
+            return self._return(0)
+        if kind == RESPONSE_BODY:
+            return self._send_body(<dict>message)
+        if kind == RESPONSE_START:
+            return self._start(<dict>message)
+        raise ValueError(f"send(): {kind!r:.100} is not a message of an HTTP response")
+
+    cdef object _start(self, dict message):
+        cdef ResponseHead head
+        if self.progress != NOT_STARTED:
+            raise RuntimeError("http.response.start was sent already")
+        head = ResponseHead.__new__(ResponseHead)
+        head.start(_get(message, "status", None), _get(message, "headers", ()))
+        self.head = head
+        self.progress = HEAD_KEPT
+        return self._return(0)
+
+    cdef object _send_body(self, dict message):
+        cdef object given = _get(message, BODY, b"")
+        cdef bint more_body = _get(message, MORE_BODY, False)
+        cdef bytes body
+        cdef Http1Connection connection = self.connection
+        cdef Transport transport = connection.transport
+        if self.progress == NOT_STARTED:
+            raise RuntimeError("http.response.body was sent before http.response.start")
+        if isinstance(given, bytes):
+            body = <bytes>given
+        elif isinstance(given, (bytearray, memoryview)):
+            body = bytes(given)
+        else:
+            raise TypeError(
+                f"http.response.body: body must be bytes, not {type(given).__name__}"
+            )
+        if self.progress == HEAD_KEPT:
+            self._check_length(self.head.content_length, PyBytes_GET_SIZE(body), more_body)
+            self._write_head(PyBytes_GET_SIZE(body), more_body)
+        elif self.framing == FRAMING_LENGTH:
+            self._check_length(self.length_left, PyBytes_GET_SIZE(body), more_body)
+        self._write_body(body, more_body)
+        if not connection.parsing or transport.output().pending > COLLECT:
+            transport.flush()
+        if not more_body:
+            self._complete()
+            return DONE
+        if self.lost:
+            return self._after_disconnect()
+        if transport.choked:
+            return self._wait(WAIT_WRITABLE)
+        return self._return(PyBytes_GET_SIZE(body))
+
+    cdef int _check_length(self, int64_t left, Py_ssize_t length, bint more_body) except -1:
+        """Content-Length is a promise to the client (RFC 9110 section 8.6)."""
+        if left < 0 or self.is_head or (self.head is not None and self.head.status == 304):
+            return 0
+        if length > left:
+            raise RuntimeError("http.response.body: body is longer than content-length says")
+        if length < left and not more_body:
+            raise RuntimeError("http.response.body: body is shorter than content-length says")
+        return 0
+
+    cdef int _write_head(self, Py_ssize_t length, bint more_body) except -1:
+        cdef Http1Connection connection = self.connection
+        cdef Http1Factory factory = self.factory
+        cdef ResponseHead head = self.head
+        cdef SendBuffer out = connection.transport.output()
+        self.head = None
+        self.status = head.status
+        head.append_to(out)
+        factory.append_own_fields(head, out)
+        self.length_left = head.content_length
+        if head.status == 204 or head.status == 304:
+            self.framing = FRAMING_NONE
+        elif self.is_head:
+            # Only the length that a GET would have had may be stated; the empty body of
+            # an answer to HEAD says nothing about it (RFC 9110 section 9.3.2).
+            self.framing = FRAMING_NONE
+            if head.content_length < 0 and length and not more_body:
+                append_content_length(out, length)
+        elif head.content_length >= 0:
+            self.framing = FRAMING_LENGTH
+        elif not more_body:
+            self.framing = FRAMING_LENGTH
+            self.length_left = length
+            append_content_length(out, length)
+        elif self.is_http10:
+            self.framing = FRAMING_CLOSE
+            self.keep_alive = False
+        else:
+            self.framing = FRAMING_CHUNKED
+            out.append(b"transfer-encoding: chunked\r\n", 28)
+        if self.keep_alive and (
+            head.close or factory.draining or self._leaves_too_much(more_body)
+        ):
+            self.keep_alive = False
+        if not self.keep_alive:
+            out.append(b"connection: close\r\n\r\n", 21)
+        elif self.is_http10:
+            out.append(b"connection: keep-alive\r\n\r\n", 26)
+        else:
+            out.append(b"\r\n", 2)
+        self.progress = HEAD_WRITTEN
+        return 0
+
+    cdef bint _leaves_too_much(self, bint more_body) noexcept:
+        """Whether the request has more to come than is read for nobody."""
+        cdef Http1Connection connection = self.connection
+        if self.request_complete:
+            return False
+        # After a final status nobody knows whether the client will send the body that
+        # it was not asked for (RFC 9110 section 10.1.1).
+        return self.owes_continue or (
+            not more_body
+            and connection.parser.content_length - connection.body_received > DRAIN_BYTES
+        )
+
+    cdef int _write_body(self, bytes body, bint more_body) except -1:
+        cdef SendBuffer out = self.connection.transport.output()
+        cdef Py_ssize_t length = PyBytes_GET_SIZE(body)
+        if self.framing == FRAMING_NONE:
+            return 0
+        self.sent += length
+        if self.framing == FRAMING_CHUNKED:
+            if length:
+                append_chunk_size(out, length)
+                out.append_bytes(body)
+                out.append(b"\r\n", 2)
+            if not more_body:
+                out.append(b"0\r\n\r\n", 5)
+            return 0
+        self.length_left -= length
+        return out.append_bytes(body)
+
+    cdef int _complete(self) except -1:
+        self.progress = COMPLETE
+        self.body = None
+        self.more_body = None
+        self.buffered = 0
+        self.wake_all()
+        if not self.lost:
+            self.connection._response_complete(self)
+        return self.log_access()
+
+    cdef int log_access(self) except -1:
+        cdef object access = self.factory.access
+        cdef Transport transport = self.connection.transport
+        if access is not None and transport is not None:
+            access(
+                transport.client, self.method, self.raw_path, self.query_string,
+                VERSIONS[not self.is_http10], self.status, self.sent,
+                _microseconds() - self.begun,
+            )
+        return 0
+
+    cdef object _after_disconnect(self):
+        if self.factory.raise_on_disconnect:
+            raise ClientDisconnected("the client is gone")
+        return self._return(0)
+
+    cdef object _return(self, Py_ssize_t length):
+        return self._wait(WAIT_TURN) if self.spends(length) else DONE
+
+    cdef Awaitable _wait(self, Wait wait):
+        cdef Awaitable awaitable = Awaitable.__new__(Awaitable)
+        awaitable.exchange = self
+        awaitable.wait = wait
+        return awaitable
+
+    cdef bint spends(self, Py_ssize_t length) noexcept:
+        """Count what ended at once; True when the loop must have its turn, since an
+        application that never suspends would keep every other one waiting."""
+        self.free_calls += 1
+        self.free_bytes += length
+        return self.free_calls > FREE_CALLS or self.free_bytes > FREE_BYTES
+
+    cdef dict take_event(self):
+        """The message that is due, or None: wait."""
+        cdef bytes body
+        cdef Http1Connection connection = self.connection
+        if self.lost or self.progress >= COMPLETE:
+            return {TYPE: HTTP_DISCONNECT}
+        if self.body is not None or (self.request_complete and not self.body_ended):
+            body = self.body if self.body is not None else b""
+            if self.more_body is not None:
+                body = b"".join([body, *self.more_body])
+                self.more_body = None
+            self.body = None
+            self.buffered = 0
+            self.body_ended = self.request_complete
+            if connection.paused or connection.unparsed is not None:
+                connection.transport.call_soon()
+            return {TYPE: HTTP_REQUEST, BODY: body, MORE_BODY: not self.request_complete}
+        if self.disconnected:
+            return {TYPE: HTTP_DISCONNECT}
+        if self.owes_continue and self.progress < HEAD_WRITTEN:
+            # The application asks for the body, so the client is (RFC 9110 section 10.1.1).
+            self.owes_continue = False
+            connection.transport.output().append_bytes(b"HTTP/1.1 100 Continue\r\n\r\n")
+            if not connection.parsing:
+                connection.transport.flush()
+                if not self.lost:
+                    connection._settle()
+        return None
+
+    cdef int body_arrived(self, const char* data, Py_ssize_t length) except -1:
+        cdef bytes piece = PyBytes_FromStringAndSize(data, length)
+        self.owes_continue = False      # the client did not wait for it
+        self.buffered += length
+        if self.body is None:
+            self.body = piece
+        elif self.more_body is None:
+            self.more_body = [piece]
+        else:
+            self.more_body.append(piece)
+        return self.wake_all()
+
+    cdef int disconnect(self, bint lost) except -1:
+        self.disconnected = True
+        if lost:
+            self.lost = True
+        return self.wake_all()
+
+    cdef int wake_all(self) except -1:
+        cdef list waiters = self.waiters
+        if waiters is not None:
+            self.waiters = None
+            for waiter in waiters:
+                self.factory.wake(waiter)
+        return 0
+
+
+cdef bint _is_disconnect(error):
+    """Whether `error` is nothing but ClientDisconnected, also in groups of a task group."""
+    if isinstance(error, BaseExceptionGroup):
+        return error.split(ClientDisconnected)[1] is None
+    return isinstance(error, ClientDisconnected)
+
+
+@cython.final
+@cython.freelist(64)
+cdef class Awaitable:
+    """What `receive` and `send` return when there may be something to wait for.
+
+    It does what a coroutine does, so that `asyncio.create_task(receive())` and a
+    nursery take it for one (collections.abc.Coroutine).
+    """
+
+    def __await__(self):
+        return self
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        return self.send(None)
+
+    def send(self, value):
+        cdef PyObject* result = NULL
+        cdef object outcome
+        if self.advance(value, &result) == PYGEN_NEXT:
+            outcome = <object>result
+            Py_DECREF_pointer(result)
+            return outcome
+        outcome = <object>result
+        Py_DECREF_pointer(result)
+        raise StopIteration(outcome)
+
+    def throw(self, *error):
+        if self.inner is None:
+            _raise(*error)
+        try:
+            return self.inner.throw(*error)
+        except StopIteration:
+            self._detach()
+            return self.send(None)
+        except BaseException:
+            self._detach()
+            raise
+
+    def close(self):
+        if self.inner is not None:
+            inner = self.inner
+            self._detach()
+            if hasattr(inner, "close"):
+                inner.close()
+
+    cdef int advance(self, object value, PyObject** result) except -1:
+        """One step: PYGEN_NEXT and what the loop is to have, or PYGEN_RETURN and the
+        outcome, in `result`, a new reference."""
+        cdef HttpExchange exchange = self.exchange
+        cdef object outcome = None
+        cdef object waiter
+        cdef int step
+        while True:
+            if self.inner is not None:
+                step = PyIter_Send(<PyObject*>self.inner, <PyObject*>value, result)
+                if step == PYGEN_NEXT:
+                    return PYGEN_NEXT
+                self._detach()
+                if step == PYGEN_ERROR:
+                    return -1
+                Py_DECREF_pointer(result[0])
+                value = None
+                exchange.free_calls = 0
+                exchange.free_bytes = 0
+                if self.wait == WAIT_TURN:
+                    break
+            if self.wait == WAIT_EVENT:
+                if not exchange.spends(0):
+                    outcome = exchange.take_event()
+                    if outcome is not None:
+                        break
+            elif self.wait == WAIT_WRITABLE:
+                if (
+                    exchange.lost
+                    or exchange.progress >= COMPLETE
+                    or not exchange.connection.transport.choked
+                ):
+                    break
+            if exchange.free_calls > FREE_CALLS or self.wait == WAIT_TURN:
+                self.inner = exchange.factory.checkpoint()
+                continue
+            waiter = exchange.factory.new_waiter()
+            if exchange.waiters is None:
+                exchange.waiters = [waiter]
+            else:
+                exchange.waiters.append(waiter)
+            self.waiter = waiter
+            self.inner = waiter.__await__()
+        Py_INCREF_pointer(<PyObject*>outcome)
+        result[0] = <PyObject*>outcome
+        return PYGEN_RETURN
+
+    cdef int _detach(self) except -1:
+        cdef list waiters = self.exchange.waiters
+        if self.waiter is not None and waiters is not None and self.waiter in waiters:
+            waiters.remove(self.waiter)
+        self.waiter = None
+        self.inner = None
+        return 0
+
+
+@cython.final
+@cython.internal
+cdef class Done:
+    """An awaitable that is done: what `send` returns when there is nothing to wait for."""
+
+    def __await__(self):
+        return self
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        raise StopIteration
+
+    def send(self, value):
+        raise StopIteration
+
+    def throw(self, *error):
+        _raise(*error)
+
+    def close(self):
+        """Nothing is open."""
+
+
+cdef Done DONE = Done.__new__(Done)
+
+
+def _raise(kind, value=None, traceback=None):
+    """What generator.throw() does with its arguments."""
+    if isinstance(kind, BaseException):
+        raise kind
+    raise kind if value is None else value if isinstance(value, BaseException) else kind(value)
+
+
+# `await` asks tp_iternext. A __next__ compiled by Cython would leave it with a traceback
+# entry, made anew for each StopIteration; these two say the same without one.
+
+cdef PyObject* _next_of_awaitable(PyObject* awaitable) except? NULL:
+    cdef PyObject* result = NULL
+    if (<Awaitable>awaitable).advance(None, &result) == PYGEN_NEXT:
+        return result
+    if result != <PyObject*>None:
+        PyErr_SetObject(PyExc_StopIteration, result)
+    Py_DECREF_pointer(result)
+    return NULL
+
+
+cdef PyObject* _next_of_done(PyObject* done) except? NULL:
+    return NULL
+
+
+(<SlotsOfType*>Awaitable).tp_iternext = <iternextfunc>_next_of_awaitable
+(<SlotsOfType*>Done).tp_iternext = <iternextfunc>_next_of_done

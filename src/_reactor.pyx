@@ -1,0 +1,754 @@
+"""The reactor: one set of descriptors, one wake-up for a batch of events.
+
+It owns the sockets from accept to close and knows no HTTP. The event loop is asked
+for little: to call `poll()` when `fileno()` is readable, `tick()` now and then, and
+`poll()` once more after `worker.soon`. Where there is no epoll (or where it is not
+wanted) the loop watches each descriptor itself and calls `ready()`: the second poller.
+"""
+
+cimport cython
+from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from libc.errno cimport (
+    EAGAIN, ECONNABORTED, EINTR, EMFILE, ENFILE, ENOBUFS, ENOMEM, errno,
+)
+from libc.string cimport memset
+
+from fastserve._buffer cimport SendBuffer, iovec
+
+
+cdef extern from *:
+    """
+    #include <arpa/inet.h>
+    #include <errno.h>
+    #include <fcntl.h>
+    #include <netinet/in.h>
+    #include <string.h>
+    #include <sys/socket.h>
+    #include <sys/uio.h>
+    #include <time.h>
+    #include <unistd.h>
+
+    #ifdef __linux__
+    #include <sys/epoll.h>
+    #define FS_HAS_EPOLL 1
+    #else
+    /* Never called: EpollPoller cannot be made. */
+    #define FS_HAS_EPOLL 0
+    #define EPOLLIN 1
+    #define EPOLLOUT 4
+    #define EPOLLERR 8
+    #define EPOLLHUP 16
+    #define EPOLL_CTL_ADD 1
+    #define EPOLL_CTL_MOD 2
+    #define EPOLL_CTL_DEL 3
+    #define EPOLL_CLOEXEC 0
+    typedef union { void* ptr; uint64_t u64; } epoll_data_t;
+    struct epoll_event { uint32_t events; epoll_data_t data; };
+    static int epoll_create1(int f) { errno = ENOSYS; return -1; }
+    static int epoll_ctl(int e, int o, int f, struct epoll_event* v) { errno = ENOSYS; return -1; }
+    static int epoll_wait(int e, struct epoll_event* v, int n, int t) { errno = ENOSYS; return -1; }
+    #endif
+
+    #ifndef MSG_NOSIGNAL
+    #define MSG_NOSIGNAL 0      /* SO_NOSIGPIPE is set instead */
+    #endif
+
+    /* A non-blocking socket that no child process inherits (CLOEXEC): a child would
+       hold the connection open, and the peer would wait for an end that never comes. */
+    static int fs_accept(int fd, struct sockaddr* address, socklen_t* length) {
+    #ifdef __linux__
+        return accept4(fd, address, length, SOCK_NONBLOCK | SOCK_CLOEXEC);
+    #else
+        int accepted = accept(fd, address, length);
+        if (accepted >= 0) {
+            fcntl(accepted, F_SETFD, FD_CLOEXEC);
+            fcntl(accepted, F_SETFL, fcntl(accepted, F_GETFL) | O_NONBLOCK);
+    #ifdef SO_NOSIGPIPE
+            int on = 1;
+            setsockopt(accepted, SOL_SOCKET, SO_NOSIGPIPE, &on, sizeof on);
+    #endif
+        }
+        return accepted;
+    #endif
+    }
+
+    /* Port and numeric host of an IP address; -1 for another family. */
+    static int fs_host_and_port(const struct sockaddr_storage* a, char* host, size_t size) {
+        if (a->ss_family == AF_INET) {
+            const struct sockaddr_in* v4 = (const struct sockaddr_in*)a;
+            inet_ntop(AF_INET, &v4->sin_addr, host, (socklen_t)size);
+            return ntohs(v4->sin_port);
+        }
+        if (a->ss_family == AF_INET6) {
+            const struct sockaddr_in6* v6 = (const struct sockaddr_in6*)a;
+            inet_ntop(AF_INET6, &v6->sin6_addr, host, (socklen_t)size);
+            return ntohs(v6->sin6_port);
+        }
+        return -1;
+    }
+
+    static int64_t fs_monotonic_ms(void) {
+        struct timespec t;
+        clock_gettime(CLOCK_MONOTONIC, &t);
+        return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
+    }
+
+    static ssize_t fs_send_vector(int fd, struct iovec* vector, int count) {
+        struct msghdr message;
+        memset(&message, 0, sizeof message);
+        message.msg_iov = vector;
+        message.msg_iovlen = count;
+        return sendmsg(fd, &message, MSG_NOSIGNAL);
+    }
+
+    /* The next close sends a reset. */
+    static void fs_reset_on_close(int fd) {
+        struct linger at_once = { 1, 0 };
+        setsockopt(fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once);
+    }
+    """
+    enum: FS_HAS_EPOLL
+    enum: EPOLLIN, EPOLLOUT, EPOLLERR, EPOLLHUP
+    enum: EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLL_CTL_DEL, EPOLL_CLOEXEC
+    enum: MSG_NOSIGNAL, SHUT_WR
+    ctypedef union epoll_data_t:
+        uint64_t u64
+    cdef struct epoll_event:
+        uint32_t events
+        epoll_data_t data
+    ctypedef unsigned int socklen_t
+    cdef struct sockaddr:
+        pass
+    cdef struct sockaddr_storage:
+        pass
+    int epoll_create1(int) noexcept
+    int epoll_ctl(int, int, int, epoll_event*) noexcept
+    int epoll_wait(int, epoll_event*, int, int) noexcept
+    int fs_accept(int, sockaddr*, socklen_t*) noexcept
+    int fs_host_and_port(const sockaddr_storage*, char*, size_t) noexcept
+    int64_t fs_monotonic_ms() noexcept
+    Py_ssize_t fs_send_vector(int, iovec*, int) noexcept
+    void fs_reset_on_close(int) noexcept
+    int getsockname(int, sockaddr*, socklen_t*) noexcept
+    Py_ssize_t recv(int, void*, size_t, int) noexcept
+    Py_ssize_t send(int, const void*, size_t, int) noexcept
+    int shutdown(int, int) noexcept
+    int c_close "close"(int) noexcept
+
+
+HAS_EPOLL = bool(FS_HAS_EPOLL)
+
+# What accept(2) says when there is no room for another descriptor. The connection
+# stays in the queue and the listener readable: without a pause the loop would spin.
+cdef tuple _no_room = (EMFILE, ENFILE, ENOBUFS, ENOMEM)
+cdef enum:
+    ACCEPT_PAUSE_MS = 500
+
+
+cdef object _address(const sockaddr_storage* address):
+    cdef char[64] host
+    cdef int port = fs_host_and_port(address, host, sizeof(host))
+    return None if port < 0 else ((<bytes>host).decode("ascii"), port)
+
+
+cdef class Poller:
+    """Which descriptors are watched for what. `before` is what they were watched for."""
+
+    cdef int watch(self, int fd, uint64_t token, int before, int interest) except -1:
+        raise NotImplementedError
+
+    cdef int forget(self, int fd, uint64_t token, int before) except -1:
+        """To be called before each close."""
+        raise NotImplementedError
+
+    cdef int wait(self, Reactor reactor) except -1:
+        """Dispatch what is ready now, and say how much it was. Never blocks."""
+        return 0
+
+    cdef int fileno(self) noexcept:
+        return -1
+
+    cdef int close(self) except -1:
+        return 0
+
+
+@cython.final
+cdef class EpollPoller(Poller):
+    """All descriptors in one epoll set, whose own descriptor the loop watches."""
+
+    cdef int epoll
+    cdef epoll_event[BATCH] events
+
+    def __cinit__(self):
+        self.epoll = epoll_create1(EPOLL_CLOEXEC)
+        if self.epoll < 0:
+            raise OSError(errno, "epoll_create1")
+
+    cdef int watch(self, int fd, uint64_t token, int before, int interest) except -1:
+        cdef epoll_event event
+        event.data.u64 = token
+        event.events = (EPOLLIN if interest & READABLE else 0) | (
+            EPOLLOUT if interest & WRITABLE else 0
+        )
+        if epoll_ctl(self.epoll, EPOLL_CTL_ADD if before < 0 else EPOLL_CTL_MOD, fd, &event) < 0:
+            raise OSError(errno, "epoll_ctl")
+        return 0
+
+    cdef int forget(self, int fd, uint64_t token, int before) except -1:
+        # close() alone would not do if a forked child still held the descriptor.
+        cdef epoll_event unused
+        if before >= 0:
+            epoll_ctl(self.epoll, EPOLL_CTL_DEL, fd, &unused)
+        return 0
+
+    cdef int wait(self, Reactor reactor) except -1:
+        cdef int index, happened, count
+        count = epoll_wait(self.epoll, self.events, BATCH, 0)
+        for index in range(count):
+            happened = 0
+            if self.events[index].events & EPOLLIN:
+                happened |= READABLE
+            if self.events[index].events & EPOLLOUT:
+                happened |= WRITABLE
+            if self.events[index].events & (EPOLLHUP | EPOLLERR):
+                happened |= BROKEN
+            reactor.dispatch(self.events[index].data.u64, happened)
+        return count
+
+    cdef int fileno(self) noexcept:
+        return self.epoll
+
+    cdef int close(self) except -1:
+        if self.epoll >= 0:
+            c_close(self.epoll)
+            self.epoll = -1
+        return 0
+
+
+@cython.final
+cdef class LoopPoller(Poller):
+    """The event loop watches each descriptor; it calls `Reactor.ready`."""
+
+    cdef object worker
+
+    def __cinit__(self, worker):
+        self.worker = worker
+
+    cdef int watch(self, int fd, uint64_t token, int before, int interest) except -1:
+        self.worker.watch(fd, token, max(before, 0), interest)
+        return 0
+
+    cdef int forget(self, int fd, uint64_t token, int before) except -1:
+        if before >= 0:
+            self.worker.forget(fd, before)
+        return 0
+
+
+@cython.final
+cdef class Reactor:
+    """All connections of one worker.
+
+    Resource handling: owns the sockets that it accepts, and its own descriptors; not
+    the listening sockets, which are only no longer watched after `stop_accepting()`.
+    Error handling: `poll`, `ready` and `tick` let no exception out; what goes wrong on
+    a connection goes to `report(exception)` and ends that connection.
+    """
+
+    def __cinit__(self, worker, *, str poller, double write_timeout, report):
+        """`worker`: see fastserve.worker.Worker. `poller`: "epoll" or "loop".
+        `write_timeout`: seconds after which a peer that takes nothing is given up."""
+        self.worker = worker
+        self.report = report
+        self.write_timeout = <int64_t>(1000 * write_timeout)
+        self.poller = EpollPoller() if poller == "epoll" else LoopPoller(worker)
+        self.first_free = -1
+        self.listeners = []
+        self.deferred = []
+        self.spare = []
+        self.now = fs_monotonic_ms()
+        self.block = <char*>PyMem_Malloc(RECEIVE_SIZE)
+        if self.block == NULL:
+            raise MemoryError()
+
+    def __dealloc__(self):
+        PyMem_Free(self.block)
+        PyMem_Free(self.slots)
+
+    def fileno(self):
+        """The descriptor to watch for readability, or -1 with the loop's poller."""
+        return self.poller.fileno()
+
+    def listen(self, int fd, ProtocolFactory factory not None, server=None):
+        """Accept connections from the listening socket `fd` (non-blocking).
+
+        `server`: the ASGI `server` of all its connections; None: each one's own."""
+        cdef Listener listener = Listener.__new__(Listener)
+        listener.reactor = self
+        listener.factory = factory
+        listener.server = server
+        listener.fd = fd
+        listener.slot = self.add_slot(listener, True)
+        self.listeners.append(listener)
+        self.poller.watch(fd, self.token(listener.slot), -1, READABLE)
+
+    def poll(self):
+        """Handle what is ready, without blocking; True if that was anything."""
+        cdef int count
+        if self.polling:    # an application runs this loop again from inside a call
+            return False
+        self.polling = True
+        self.now = fs_monotonic_ms()
+        try:
+            count = self.poller.wait(self)
+            count += self.run_deferred()
+        finally:
+            self.polling = False
+        self.arm_deferred()
+        return count > 0
+
+    def ready(self, uint64_t token, int events):
+        """The loop's poller: this descriptor is ready."""
+        if self.polling:
+            return
+        self.polling = True
+        self.now = fs_monotonic_ms()
+        try:
+            self.dispatch(token, events)
+            self.run_deferred()
+        finally:
+            self.polling = False
+        self.arm_deferred()
+
+    def tick(self):
+        """Check all deadlines."""
+        cdef int slot
+        cdef SocketTransport transport
+        cdef Listener listener
+        if self.polling:
+            return
+        self.polling = True
+        self.now = fs_monotonic_ms()
+        try:
+            for slot in range(self.slots_size):
+                if self.slots[slot].source == NULL:
+                    continue
+                if self.slots[slot].is_listener:
+                    listener = <Listener>self.slots[slot].source
+                    if listener.paused_until and self.now >= listener.paused_until:
+                        listener.resume()
+                    continue
+                transport = <SocketTransport>self.slots[slot].source
+                try:
+                    transport.tick(self.now)
+                except BaseException as error:
+                    self.fail(transport, error)
+        finally:
+            self.polling = False
+        self.arm_deferred()
+
+    def stop_accepting(self):
+        """No longer watch the listening sockets, having taken what waited there."""
+        cdef Listener listener
+        self.now = fs_monotonic_ms()
+        for listener in self.listeners:
+            if not listener.paused_until:
+                listener.accept_some()
+            listener.close()
+        self.listeners = []
+
+    def drain(self, on_empty):
+        """Have every protocol finish; `on_empty()` once no connection is left."""
+        cdef SocketTransport transport
+        self.now = fs_monotonic_ms()
+        self.on_empty = on_empty
+        for transport in self._transports():
+            try:
+                # A request may have come that no poll has seen yet: it is still answered.
+                transport.ready(READABLE)
+                if transport.protocol is not None:
+                    transport.protocol.drain()
+                    transport.flush()
+            except BaseException as error:
+                self.fail(transport, error)
+        if self.connections == 0:
+            on_empty()
+
+    def close(self):
+        """Cut what is left, and give up the descriptors."""
+        cdef SocketTransport transport
+        for transport in self._transports():
+            transport.abort()
+        self.poller.close()
+
+    def _transports(self):
+        cdef int slot
+        cdef list found = []
+        for slot in range(self.slots_size):
+            if self.slots[slot].source != NULL and not self.slots[slot].is_listener:
+                found.append(<object>self.slots[slot].source)
+        return found
+
+    cdef int64_t clock(self) noexcept:
+        if not self.polling:
+            self.now = fs_monotonic_ms()
+        return self.now
+
+    cdef int dispatch(self, uint64_t token, int events) except -1:
+        cdef uint32_t slot = <uint32_t>(token & 0xFFFFFFFF)
+        cdef SocketTransport transport
+        cdef Listener listener
+        if (
+            slot >= <uint32_t>self.slots_size
+            or self.slots[slot].source == NULL
+            or self.slots[slot].generation != <uint32_t>(token >> 32)
+        ):
+            return 0        # closed earlier in this batch
+        if self.slots[slot].is_listener:
+            listener = <Listener>self.slots[slot].source
+            try:
+                listener.accept_some()
+            except Exception as error:
+                self.report(error)
+            return 0
+        transport = <SocketTransport>self.slots[slot].source
+        try:
+            transport.ready(events)
+        except BaseException as error:
+            self.fail(transport, error)
+        return 0
+
+    cdef int run_deferred(self) except -1:
+        cdef list deferred = self.deferred
+        cdef SocketTransport transport
+        self.deferred_armed = False
+        if not deferred:
+            return 0
+        self.deferred = []
+        for transport in deferred:
+            transport.deferred = False
+            if transport.protocol is None:
+                continue
+            try:
+                transport.protocol.proceed()
+                transport.flush()
+            except BaseException as error:
+                self.fail(transport, error)
+        return <int>len(deferred)
+
+    cdef int arm_deferred(self) except -1:
+        if self.deferred and not self.deferred_armed:
+            self.deferred_armed = True
+            self.worker.soon(self.poll)
+        return 0
+
+    cdef int fail(self, SocketTransport transport, object error) except -1:
+        """One connection's error: reported, and the end of that connection."""
+        self.report(error)
+        try:
+            transport.abort()
+        except BaseException as another:
+            self.report(another)
+        return 0
+
+    cdef int adopt(self, int fd, Listener listener, object client) except -1:
+        cdef SocketTransport transport = SocketTransport.__new__(SocketTransport)
+        cdef sockaddr_storage address
+        cdef socklen_t length = sizeof(address)
+        transport.reactor = self
+        transport.fd = fd
+        transport.slot = -1
+        transport.interest = -1
+        transport.client = client
+        if listener.server is not None:
+            transport.server = listener.server
+        elif getsockname(fd, <sockaddr*>&address, &length) == 0:
+            transport.server = _address(&address)
+        try:
+            transport.slot = self.add_slot(transport, False)
+            self.connections += 1
+            transport.protocol = listener.factory.build()
+            transport.protocol.connection_made(transport)
+            transport._update_interest()
+        except BaseException as error:
+            self.fail(transport, error)
+        return 0
+
+    cdef SendBuffer take_buffer(self):
+        return self.spare.pop() if self.spare else SendBuffer.__new__(SendBuffer)
+
+    cdef void give_buffer(self, SendBuffer buffer) noexcept:
+        if len(self.spare) < SPARE_BUFFERS:
+            self.spare.append(buffer)
+
+    cdef uint64_t token(self, int slot) noexcept:
+        return <uint64_t>self.slots[slot].generation << 32 | <uint64_t>slot
+
+    cdef int add_slot(self, object source, bint is_listener) except -1:
+        cdef Slot* grown
+        cdef int slot, size
+        if self.first_free < 0:
+            size = self.slots_size * 2 or 64
+            grown = <Slot*>PyMem_Realloc(self.slots, size * sizeof(Slot))
+            if grown == NULL:
+                raise MemoryError()
+            self.slots = grown
+            memset(grown + self.slots_size, 0, (size - self.slots_size) * sizeof(Slot))
+            for slot in range(size - 1, self.slots_size - 1, -1):
+                grown[slot].next_free = self.first_free
+                self.first_free = slot
+            self.slots_size = size
+        slot = self.first_free
+        self.first_free = self.slots[slot].next_free
+        Py_INCREF(source)
+        self.slots[slot].source = <void*>source
+        self.slots[slot].is_listener = is_listener
+        return slot
+
+    cdef void free_slot(self, int slot) noexcept:
+        cdef void* source = self.slots[slot].source
+        self.slots[slot].source = NULL
+        self.slots[slot].generation += 1
+        self.slots[slot].next_free = self.first_free
+        self.first_free = slot
+        Py_DECREF(<object>source)
+
+
+@cython.final
+cdef class Listener:
+    """A listening socket in the reactor."""
+
+    cdef int accept_some(self) except -1:
+        cdef sockaddr_storage address
+        cdef socklen_t length
+        cdef int fd, count
+        for count in range(ACCEPT_BATCH):
+            length = sizeof(address)
+            fd = fs_accept(self.fd, <sockaddr*>&address, &length)
+            if fd >= 0:
+                self.reactor.adopt(fd, self, _address(&address))
+            elif errno == EAGAIN:
+                break
+            elif errno in _no_room:
+                self.pause(errno)
+                break
+            elif errno != EINTR and errno != ECONNABORTED:
+                # Linux hands pending network errors of the new connection to accept:
+                # they are that connection's end, not the listener's.
+                break
+        return 0
+
+    cdef int pause(self, int error) except -1:
+        self.reactor.poller.forget(self.fd, self.reactor.token(self.slot), READABLE)
+        self.paused_until = self.reactor.now + ACCEPT_PAUSE_MS
+        self.reactor.report(OSError(error, "accepting pauses: no room for another connection"))
+        return 0
+
+    cdef int resume(self) except -1:
+        self.paused_until = 0
+        self.reactor.poller.watch(self.fd, self.reactor.token(self.slot), -1, READABLE)
+        return 0
+
+    cdef int close(self) except -1:
+        if not self.paused_until:
+            self.reactor.poller.forget(self.fd, self.reactor.token(self.slot), READABLE)
+        self.reactor.free_slot(self.slot)
+        return 0
+
+
+@cython.final
+cdef class SocketTransport(Transport):
+    """A connected socket: recv, send, back-pressure, and the ends of a connection."""
+
+    cdef SendBuffer output(self):
+        if self.out is None:
+            self.out = self.reactor.take_buffer()
+        return self.out
+
+    cdef int flush(self) except -1:
+        if self.out is None or self.blocked or self.fd < 0:
+            return 0
+        return self._send()
+
+    cdef int pause_reading(self) except -1:
+        self.paused = True
+        return self._update_interest()
+
+    cdef int resume_reading(self) except -1:
+        self.paused = False
+        return self._update_interest()
+
+    cdef int close(self, bint linger) except -1:
+        if self.closing or self.fd < 0:
+            return 0
+        self.closing = True
+        self.linger = linger and not self.eof
+        self.flush()
+        if self.fd >= 0:
+            if self.out is None:
+                self._finish_close()
+            else:
+                self._update_interest()     # no longer for reading
+        return 0
+
+    cdef int abort(self) except -1:
+        if self.fd >= 0:
+            fs_reset_on_close(self.fd)
+            self._close_socket()
+        return 0
+
+    cdef int call_soon(self) except -1:
+        if not self.deferred:
+            self.deferred = True
+            self.reactor.deferred.append(self)
+            if not self.reactor.polling:
+                self.reactor.arm_deferred()
+        return 0
+
+    cdef int64_t clock(self) noexcept:
+        return self.reactor.clock()
+
+    cdef int ready(self, int events) except -1:
+        if events & (READABLE | BROKEN):
+            if self.lingering:
+                self._throw_away()
+            elif self.interest & READABLE:
+                self._receive()
+            elif events & BROKEN:
+                # Not reading, so nothing else would ever tell, and the level-triggered
+                # event would come again and again.
+                self._close_socket()
+        if events & WRITABLE and self.blocked and self.fd >= 0:
+            self._send()
+        return 0
+
+    cdef int tick(self, int64_t now) except -1:
+        if self.deadline and now >= self.deadline:
+            if self.lingering:
+                self._close_socket()
+            else:
+                self.abort()
+        elif self.protocol is not None and self.protocol.deadline:
+            if now >= self.protocol.deadline:
+                self.protocol.deadline = 0
+                self.protocol.deadline_expired()
+                self.flush()
+        return 0
+
+    cdef int _receive(self) except -1:
+        cdef Py_ssize_t count = recv(self.fd, self.reactor.block, RECEIVE_SIZE, 0)
+        if count > 0:
+            self.protocol.data_received(self.reactor.block, count)
+        elif count == 0:
+            self.eof = True
+            self._update_interest()
+            self.protocol.eof_received()
+        elif errno == EAGAIN or errno == EINTR:
+            return 0
+        else:
+            return self._close_socket()
+        return self.flush()
+
+    cdef int _throw_away(self) except -1:
+        cdef Py_ssize_t count = recv(self.fd, self.reactor.block, RECEIVE_SIZE, 0)
+        if count < 0 and (errno == EAGAIN or errno == EINTR):
+            return 0
+        self.lingered += count
+        if count <= 0 or self.lingered > LINGER_BYTES:
+            self._close_socket()
+        return 0
+
+    cdef int _send(self) except -1:
+        cdef iovec[GATHER_MAX] vector
+        cdef SendBuffer out = self.out
+        cdef Py_ssize_t sent
+        cdef int pieces
+        cdef bint progress = False
+        while out.pending:
+            pieces = out.gather(vector, GATHER_MAX)
+            if pieces == 1:
+                sent = send(self.fd, vector[0].iov_base, vector[0].iov_len, MSG_NOSIGNAL)
+            else:
+                sent = fs_send_vector(self.fd, vector, pieces)
+            if sent < 0:
+                if errno == EINTR:
+                    continue
+                if errno == EAGAIN or errno == ENOBUFS:
+                    break
+                return self._close_socket()
+            progress = True
+            out.consume(sent)
+        if out.pending == 0:
+            self.out = None
+            self.reactor.give_buffer(out)
+            if self.blocked:
+                self.blocked = False
+                self.deadline = 0
+                self._update_interest()
+            if self.closing:
+                return self._finish_close()
+        else:
+            if progress or not self.blocked:
+                self.deadline = self.reactor.clock() + self.reactor.write_timeout
+            self.blocked = True
+            self._update_interest()
+        if not self.choked:
+            self.choked = out.pending > CHOKE_ABOVE
+        elif out.pending < RESUME_BELOW:
+            self.choked = False
+            if self.protocol is not None:
+                self.protocol.resume_writing()
+                return self.flush()
+        return 0
+
+    cdef int _update_interest(self) except -1:
+        cdef int interest = 0
+        if self.fd < 0:
+            return 0
+        if self.lingering or not (self.paused or self.eof or self.closing):
+            interest = READABLE
+        if self.blocked:
+            interest |= WRITABLE
+        if interest != self.interest:
+            self.reactor.poller.watch(
+                self.fd, self.reactor.token(self.slot), self.interest, interest
+            )
+            self.interest = interest
+        return 0
+
+    cdef int _finish_close(self) except -1:
+        if not self.linger:
+            return self._close_socket()
+        shutdown(self.fd, SHUT_WR)
+        self.lingering = True
+        self.deadline = self.reactor.clock() + LINGER_MS
+        self._update_interest()
+        return self._lose_protocol()
+
+    cdef int _close_socket(self) except -1:
+        cdef Reactor reactor = self.reactor
+        cdef int fd = self.fd
+        if fd < 0:
+            return 0
+        self.fd = -1
+        self.out = None
+        self.choked = False
+        self.deadline = 0
+        try:
+            if self.slot >= 0:
+                reactor.poller.forget(fd, reactor.token(self.slot), self.interest)
+                reactor.free_slot(self.slot)
+                reactor.connections -= 1
+        finally:
+            c_close(fd)
+        self._lose_protocol()
+        if reactor.connections == 0 and reactor.on_empty is not None:
+            reactor.on_empty()
+        return 0
+
+    cdef int _lose_protocol(self) except -1:
+        cdef Protocol protocol = self.protocol
+        if protocol is not None:
+            self.protocol = None
+            protocol.connection_lost()
+        return 0

@@ -1,0 +1,160 @@
+# Declarations of fastserve._http1. No ABI is promised between releases.
+from cpython.object cimport PyObject
+from libc.stdint cimport int64_t
+
+from fastserve._buffer cimport SendBuffer
+from fastserve._headers cimport DateLine, ResponseHead
+from fastserve._parser cimport RequestParser
+from fastserve._transport cimport Protocol, ProtocolFactory, Transport
+
+cdef enum:
+    BODY_BUFFER = 64 * 1024         # received body the application has not taken: reading pauses
+    PIPELINE_BUFFER = 64 * 1024     # received behind the current request: reading pauses
+    PIPELINE_BATCH = 64             # requests answered before the loop gets its turn
+    COLLECT = 128 * 1024            # output collected while an application runs
+    DRAIN_BYTES = 256 * 1024        # of an unread body, read to keep the connection
+    FREE_CALLS = 64                 # receive and send calls that end at once,
+    FREE_BYTES = 256 * 1024         # and bytes they carry, before the loop gets its turn
+
+cdef enum Phase:                    # of a connection: what its deadline is for
+    PHASE_FIRST                     # nothing received yet
+    PHASE_HEAD                      # part of a head
+    PHASE_BODY                      # part of a body
+    PHASE_APPLICATION               # a whole request: no deadline
+    PHASE_IDLE                      # between requests
+
+cdef enum Progress:                 # of a response
+    NOT_STARTED
+    HEAD_KEPT                       # http.response.start was sent; nothing is on the wire
+    HEAD_WRITTEN
+    COMPLETE
+    ABANDONED                       # the server ended it: what the application sends is ignored
+
+cdef enum Framing:                  # of a response body, RFC 9112 section 6
+    FRAMING_NONE                    # no body
+    FRAMING_LENGTH
+    FRAMING_CHUNKED
+    FRAMING_CLOSE                   # until the connection is closed: HTTP/1.0
+
+cdef enum Wait:                     # what an awaitable waits for
+    WAIT_EVENT                      # a message for receive()
+    WAIT_WRITABLE                   # the peer to read
+    WAIT_TURN                       # the loop to have had its turn
+
+
+cdef class Http1Factory(ProtocolFactory):
+    cdef:
+        object application
+        object spawn, new_waiter, wake, checkpoint      # the worker's
+        object report
+        object access
+        object on_idle
+        dict scope
+        dict asgi
+        dict state
+        str root_path
+        bytes server_line
+        DateLine date
+        bint raise_on_disconnect
+        bint draining
+        Py_ssize_t limit_line, limit_fields, limit_field_bytes
+        int64_t limit_body
+        int64_t header_timeout, body_timeout, keep_alive_timeout
+        int64_t body_min_rate
+        readonly Py_ssize_t in_flight   # exchanges whose application has not ended
+
+    cdef int exchange_ended(self) except -1
+    cdef int append_own_fields(self, ResponseHead head, SendBuffer out) except -1
+
+
+cdef class Http1Connection(Protocol):
+    cdef:
+        Http1Factory factory
+        RequestParser parser
+        HttpExchange exchange           # the one whose response is not complete
+        bytearray unparsed              # received, but not its turn yet
+        Phase phase
+        bint parsing                    # inside _consume: output is flushed afterwards
+        bint paused
+        bint eof
+        bint closing
+        bint discarding                 # the rest of a body nobody will take
+        int64_t discarded
+        int64_t body_received           # of the current request
+        int64_t rate_deadline
+        int64_t paused_at
+
+    cdef int _consume(self, const char* data, Py_ssize_t length) except -1
+    cdef Py_ssize_t _parse(self, const char* data, Py_ssize_t length) except -1
+    cdef int _keep(self, const char* data, Py_ssize_t length) except -1
+    cdef int _begin(self) except -1
+    cdef int _take_body(self) except -1
+    cdef int _spawn(self) except -1
+    cdef int _refuse(self, int status, str reason) except -1
+    cdef int _answer(self, int status, str reason, HttpExchange exchange) except -1
+    cdef int _response_complete(self, HttpExchange exchange) except -1
+    cdef int _update_reading(self) except -1
+    cdef int _close(self, bint linger) except -1
+    cdef int _settle(self) except -1
+    cdef int _set_body_deadline(self, int64_t now) except -1
+
+
+cdef class HttpExchange:
+    cdef:
+        Http1Connection connection
+        Http1Factory factory
+        dict scope
+        ResponseHead head
+        list waiters                    # of the tasks in receive() or send(); None: nobody
+        bytes body                      # received and not taken; None: nothing
+        list more_body                  # further pieces of it
+        Py_ssize_t buffered
+        int64_t length_left             # of a response with a length
+        Progress progress
+        Framing framing
+        bint spawned
+        bint request_complete
+        bint body_ended                 # http.request with more_body False was taken
+        bint owes_continue              # 100 (Continue) is still to be sent
+        bint disconnected               # the peer sends no more
+        bint lost                       # the connection is gone
+        bint is_head
+        bint is_http10
+        bint keep_alive
+        int free_calls
+        Py_ssize_t free_bytes
+        # for the access line
+        str method
+        bytes raw_path
+        bytes query_string
+        int status
+        int64_t sent
+        int64_t begun
+
+    cdef dict take_event(self)
+    cdef int body_arrived(self, const char* data, Py_ssize_t length) except -1
+    cdef int wake_all(self) except -1
+    cdef int disconnect(self, bint lost) except -1
+    cdef bint spends(self, Py_ssize_t length) noexcept
+    cdef object _start(self, dict message)
+    cdef object _send_body(self, dict message)
+    cdef int _check_length(self, int64_t left, Py_ssize_t length, bint more_body) except -1
+    cdef bint _leaves_too_much(self, bint more_body) noexcept
+    cdef int log_access(self) except -1
+    cdef object _return(self, Py_ssize_t length)
+    cdef Awaitable _wait(self, Wait wait)
+    cdef int _write_head(self, Py_ssize_t length, bint more_body) except -1
+    cdef int _write_body(self, bytes body, bint more_body) except -1
+    cdef int _complete(self) except -1
+    cdef object _after_disconnect(self)
+
+
+cdef class Awaitable:
+    cdef:
+        HttpExchange exchange
+        Wait wait
+        object waiter
+        object inner                    # the waiter's iterator, while waiting
+
+    cdef int advance(self, object value, PyObject** result) except -1
+    cdef int _detach(self) except -1

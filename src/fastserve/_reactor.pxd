@@ -1,0 +1,114 @@
+# Declarations of fastserve._reactor. No ABI is promised between releases.
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+
+from fastserve._buffer cimport SendBuffer
+from fastserve._transport cimport Protocol, ProtocolFactory, Transport
+
+cdef enum:
+    RECEIVE_SIZE = 64 * 1024    # bytes taken by one recv
+    BATCH = 256                 # events handled before the loop gets its turn
+    ACCEPT_BATCH = 64           # connections accepted for one event
+    CHOKE_ABOVE = 64 * 1024     # unsent bytes from which on a sender has to wait,
+    RESUME_BELOW = 16 * 1024    # and until when
+    LINGER_MS = 2000            # how long, and for how many bytes, input is thrown away
+    LINGER_BYTES = 16 * 1024 * 1024
+    SPARE_BUFFERS = 32          # SendBuffers kept for the next response
+    GATHER_MAX = 64             # pieces in one sendmsg
+
+cdef enum:                      # interest, and what happened
+    READABLE = 1
+    WRITABLE = 2
+    BROKEN = 4                  # error, or both directions are shut
+
+# A connection's or listener's place in the reactor's table. A descriptor's number is
+# used again at once after a close; a slot's generation never is, so an event that was
+# meant for a closed connection cannot hit the next one.
+cdef struct Slot:
+    void* source
+    uint32_t generation
+    bint is_listener
+    int next_free
+
+
+cdef class Poller:
+    cdef int watch(self, int fd, uint64_t token, int before, int interest) except -1
+    cdef int forget(self, int fd, uint64_t token, int before) except -1
+    cdef int wait(self, Reactor reactor) except -1
+    cdef int fileno(self) noexcept
+    cdef int close(self) except -1
+
+
+cdef class Reactor:
+    cdef:
+        object worker
+        object report                   # called with an exception that nobody else handles
+        Poller poller
+        Slot* slots
+        int slots_size
+        int first_free
+        list listeners
+        list deferred                   # transports whose protocol is to proceed
+        bint deferred_armed             # the worker was asked to poll for them
+        bint polling
+        int64_t now                     # milliseconds, as of the beginning of the batch
+        int64_t write_timeout           # milliseconds
+        list spare                      # SendBuffers to use again
+        readonly Py_ssize_t connections
+        readonly object on_empty        # called when a draining reactor has lost its last one
+        char* block                     # where recv puts bytes
+
+    cdef int add_slot(self, object source, bint is_listener) except -1
+    cdef void free_slot(self, int slot) noexcept
+    cdef uint64_t token(self, int slot) noexcept
+    cdef int64_t clock(self) noexcept
+    cdef int dispatch(self, uint64_t token, int events) except -1
+    cdef int run_deferred(self) except -1
+    cdef int arm_deferred(self) except -1
+    cdef int fail(self, SocketTransport transport, object error) except -1
+    cdef int adopt(self, int fd, Listener listener, object client) except -1
+    cdef SendBuffer take_buffer(self)
+    cdef void give_buffer(self, SendBuffer buffer) noexcept
+
+
+cdef class Listener:
+    cdef:
+        Reactor reactor
+        ProtocolFactory factory
+        object server                   # ASGI `server`, or None: ask each connection
+        int fd
+        int slot
+        int64_t paused_until            # 0: accepting
+
+    cdef int accept_some(self) except -1
+    cdef int pause(self, int error) except -1
+    cdef int resume(self) except -1
+    cdef int close(self) except -1
+
+
+cdef class SocketTransport(Transport):
+    cdef:
+        Reactor reactor
+        Protocol protocol               # None once it was told that the connection is lost
+        SendBuffer out                  # None when nothing is unsent
+        int fd                          # -1: closed
+        int slot
+        int interest                    # what the poller was told
+        bint paused
+        bint eof                        # the peer sends no more
+        bint blocked                    # the peer's window is full
+        bint closing
+        bint linger
+        bint lingering
+        bint deferred
+        int64_t deadline                # of a stalled write, or of lingering; 0: none
+        Py_ssize_t lingered
+
+    cdef int ready(self, int events) except -1
+    cdef int tick(self, int64_t now) except -1
+    cdef int _receive(self) except -1
+    cdef int _throw_away(self) except -1
+    cdef int _send(self) except -1
+    cdef int _update_interest(self) except -1
+    cdef int _finish_close(self) except -1
+    cdef int _close_socket(self) except -1
+    cdef int _lose_protocol(self) except -1

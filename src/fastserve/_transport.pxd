@@ -1,0 +1,39 @@
+# Declarations of fastserve._transport. No ABI is promised between releases.
+from libc.stdint cimport int64_t
+
+from fastserve._buffer cimport SendBuffer
+
+
+cdef class Transport:
+    cdef:
+        readonly object server          # ASGI `server`: (host, port) or (path, None)
+        readonly object client          # ASGI `client`: (host, port) or None
+        bint choked                     # too much is unsent; resume_writing will follow
+
+    cdef SendBuffer output(self)
+    cdef int flush(self) except -1
+    cdef int pause_reading(self) except -1
+    cdef int resume_reading(self) except -1
+    cdef int close(self, bint linger) except -1
+    cdef int abort(self) except -1
+    cdef int call_soon(self) except -1
+    cdef int64_t clock(self) noexcept
+
+
+cdef class Protocol:
+    cdef:
+        Transport transport             # None once the connection is lost
+        int64_t deadline                # milliseconds of the transport's clock; 0: none
+
+    cdef int connection_made(self, Transport transport) except -1
+    cdef int data_received(self, const char* data, Py_ssize_t length) except -1
+    cdef int eof_received(self) except -1
+    cdef int connection_lost(self) except -1
+    cdef int resume_writing(self) except -1
+    cdef int proceed(self) except -1
+    cdef int deadline_expired(self) except -1
+    cdef int drain(self) except -1
+
+
+cdef class ProtocolFactory:
+    cdef Protocol build(self)

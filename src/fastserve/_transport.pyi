@@ -1,0 +1,6 @@
+class Transport:
+    server: tuple[str, int | None] | None
+    client: tuple[str, int] | None
+
+class Protocol: ...
+class ProtocolFactory: ...

@@ -1,0 +1,205 @@
+"""From "module:attr" to an ASGI 3 callable.
+
+Three things can stand behind a name: an application, a factory of one (only
+with the option, for nothing tells the two apart for certain), and an ASGI 2
+application, which takes the scope alone and returns what is awaited with
+receive and send. What comes out of `load` is always called with all three.
+
+An ApplicationError is one line that names what is wrong. It has a `__cause__`
+only when the application's own code raised: then its traceback is worth showing.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import Any, cast
+
+from fastserve.config import Config, ConfigError
+
+__all__ = ["ASGI3", "ApplicationError", "Asgi2Adapter", "load"]
+
+Scope = dict[str, Any]
+Message = dict[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+ASGI3 = Callable[[Scope, Receive, Send], Awaitable[None]]
+ASGI2 = Callable[[Scope], Callable[[Receive, Send], Awaitable[None]]]
+
+
+class ApplicationError(Exception):
+    """The application cannot be had; `__cause__` is what its own code raised, if it did."""
+
+
+class Asgi2Adapter:
+    """An ASGI 2 application, callable as an ASGI 3 one."""
+
+    __slots__ = ("application",)
+
+    def __init__(self, application: ASGI2) -> None:
+        self.application = application
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.application(scope)(receive, send)
+
+
+def load(target: object | str, config: Config) -> ASGI3:
+    """The application behind "module:attr" (or the object itself), made ASGI 3."""
+    if isinstance(target, str):
+        name = target
+        found = _find(target, config.app_dir)
+    else:
+        name = _name_of(target)
+        found = target
+    if config.factory:
+        found = _call_factory(found, name)
+    return _as_asgi3(found, name)
+
+
+def _name_of(target: object) -> str:
+    return getattr(target, "__qualname__", None) or repr(target)
+
+
+def _find(target: str, app_dir: str) -> object:
+    module_name, colon, path = target.partition(":")
+    attributes = path.split(".")
+    if not colon or not all(name.isidentifier() for name in module_name.split(".") + attributes):
+        raise ApplicationError(f"{target!r} is not of the form module:attr{_hint(target)}")
+    _put_first(app_dir)
+    # pkg.py could be a module "py" in a package, so this is a mistake only if it is not found.
+    found = _import(module_name, _hint(target) if module_name.endswith(".py") else "")
+    where = module_name
+    for attribute in attributes:
+        try:
+            found = getattr(found, attribute)
+        except AttributeError:
+            near = difflib.get_close_matches(attribute, dir(found), n=1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise ApplicationError(f"{where} has no attribute {attribute!r}{hint}") from None
+        where = f"{where}.{attribute}"
+    return found
+
+
+def _hint(target: str) -> str:
+    """People give the file, with slashes, or leave the attribute away."""
+    path, _, attributes = target.partition(":")
+    module = os.path.normpath(path).removesuffix(".py").replace(os.sep, ".")
+    attributes = attributes or "app"
+    if not all(name.isidentifier() for name in f"{module}.{attributes}".split(".")):
+        return ""
+    return f" (did you mean {module}:{attributes}?)"
+
+
+def _put_first(app_dir: str) -> None:
+    if not os.path.isdir(app_dir):
+        raise ConfigError(f"--app-dir: {app_dir!r} is not a directory")
+    folder = os.path.abspath(app_dir)
+    if sys.path[:1] != [folder]:
+        sys.path.insert(0, folder)
+        # A finder may remember the folder as it was before a module was put there.
+        importlib.invalidate_caches()
+
+
+def _import(name: str, hint: str) -> object:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        missing = error.name or ""
+        if name == missing or name.startswith(f"{missing}."):
+            raise ApplicationError(f"there is no module {missing!r}{hint}") from None
+        raise _failed(f"module {name!r} cannot be imported", error) from error
+    except (Exception, SystemExit) as error:
+        raise _failed(f"module {name!r} cannot be imported", error) from error
+
+
+def _call_factory(factory: object, name: str) -> object:
+    if not callable(factory) or not _accepts(factory, 0):
+        raise ApplicationError(f"{name} cannot be called without arguments: it is no factory")
+    if inspect.iscoroutinefunction(factory):
+        raise ApplicationError(f"{name} is a coroutine function; a factory is a plain one")
+    try:
+        return factory()
+    except (Exception, SystemExit) as error:
+        raise _failed(f"factory {name} failed", error) from error
+
+
+def _failed(what: str, error: BaseException) -> ApplicationError:
+    """The one line for an error of the application; its traceback begins in their code."""
+    error.__traceback__ = _from_their_code(error.__traceback__)
+    text = " ".join(str(error).split())
+    return ApplicationError(f"{what}: {type(error).__name__}{f': {text}' if text else ''}")
+
+
+def _from_their_code(traceback: TracebackType | None) -> TracebackType | None:
+    while traceback is not None:
+        filename = traceback.tb_frame.f_code.co_filename
+        if filename not in (__file__, importlib.__file__) and not filename.startswith("<frozen"):
+            break
+        traceback = traceback.tb_next
+    return traceback
+
+
+def _as_asgi3(application: object, name: str) -> ASGI3:
+    if not callable(application):
+        kind = type(application).__name__
+        raise ApplicationError(f"{name} is no ASGI application: its type is {kind}")
+    if _is_asgi2(application):
+        return Asgi2Adapter(cast(ASGI2, application))
+    if not _accepts(application, 3):
+        hint = " (if it makes the application, add --factory)" if _accepts(application, 0) else ""
+        raise ApplicationError(
+            f"{name} is no ASGI application: it does not take scope, receive and send{hint}"
+        )
+    return cast(ASGI3, application)
+
+
+def _is_asgi2(application: Callable[..., Any]) -> bool:
+    # asgiref's markers: how a wrapper with *args says what it is.
+    if getattr(application, "_asgi_single_callable", False):
+        return False
+    if getattr(application, "_asgi_double_callable", False):
+        return True
+    if inspect.isclass(application):
+        # A class of the three is awaited itself (Starlette's HTTPEndpoint).
+        return _accepts(application, 1) and not hasattr(application, "__await__")
+    if _is_async(application):
+        return False
+    return _accepts(application, 1) and _required(application) == 1
+
+
+def _is_async(application: Callable[..., Any]) -> bool:
+    while isinstance(application, functools.partial):
+        application = application.func
+    return inspect.iscoroutinefunction(application) or (
+        not inspect.isclass(application) and inspect.iscoroutinefunction(type(application).__call__)
+    )
+
+
+def _accepts(function: Callable[..., Any], count: int) -> bool:
+    """Whether so many positional arguments will do; on doubt they will."""
+    try:
+        inspect.signature(function).bind(*[None] * count)
+    except TypeError:
+        return False
+    except ValueError:  # compiled, and without a signature
+        return True
+    return True
+
+
+def _required(function: Callable[..., Any]) -> int:
+    """How many positional parameters have no default; 3 where nothing is known."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return 3
+    return sum(
+        parameter.default is parameter.empty
+        and parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+        for parameter in parameters
+    )

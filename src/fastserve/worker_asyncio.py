@@ -1,0 +1,166 @@
+"""The asyncio and uvloop workers: they differ in the loop's factory alone."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, ClassVar
+
+from fastserve._http1 import HttpExchange
+from fastserve._reactor import Reactor
+from fastserve.worker import READABLE, WRITABLE, Worker
+
+__all__ = ["AsyncioWorker", "UvloopWorker"]
+
+
+class AsyncioWorker(Worker):
+    """The running asyncio loop, whichever made it."""
+
+    name: ClassVar[str] = "asyncio"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = asyncio.get_running_loop()
+        # A task that nobody holds may be collected while it waits.
+        self.exchanges: set[asyncio.Task[None]] = set()
+        self.background: set[asyncio.Task[None]] = set()
+        self.signals: tuple[int, ...] = ()
+        self.timer: asyncio.TimerHandle | None = None
+        self.reactor: Reactor
+
+    @staticmethod
+    def new_loop() -> asyncio.AbstractEventLoop:
+        return asyncio.new_event_loop()
+
+    @classmethod
+    def run(cls, main: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        with asyncio.Runner(loop_factory=cls.new_loop) as runner:
+            runner.run(main())
+
+    if sys.version_info >= (3, 12):
+
+        def spawn(self, exchange: HttpExchange) -> None:
+            task = asyncio.Task(
+                _guard(exchange), loop=self.loop, context=self.context.copy(), eager_start=True
+            )
+            if not task.done():
+                self.exchanges.add(task)
+                task.add_done_callback(self.exchanges.discard)
+    else:
+
+        def spawn(self, exchange: HttpExchange) -> None:
+            task = self.loop.create_task(_guard(exchange), context=self.context.copy())
+            self.exchanges.add(task)
+            task.add_done_callback(self.exchanges.discard)
+
+    def waiter(self) -> asyncio.Future[None]:
+        return self.loop.create_future()
+
+    def wake(self, waiter: asyncio.Future[None]) -> None:
+        if not waiter.done():
+            waiter.set_result(None)
+
+    def checkpoint(self) -> Coroutine[Any, Any, None]:
+        return asyncio.sleep(0)
+
+    def soon(self, callback: Callable[[], object]) -> None:
+        self.loop.call_soon(callback)
+
+    def watch(self, fd: int, token: int, before: int, interest: int) -> None:
+        if (before ^ interest) & READABLE:
+            if interest & READABLE:
+                self.loop.add_reader(fd, self.reactor.ready, token, READABLE)
+            else:
+                self.loop.remove_reader(fd)
+        if (before ^ interest) & WRITABLE:
+            if interest & WRITABLE:
+                self.loop.add_writer(fd, self.reactor.ready, token, WRITABLE)
+            else:
+                self.loop.remove_writer(fd)
+
+    def forget(self, fd: int, before: int) -> None:
+        self.watch(fd, 0, before, 0)
+
+    async def __aenter__(self) -> AsyncioWorker:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
+            if self.reactor.fileno() >= 0:
+                self.loop.remove_reader(self.reactor.fileno())
+        for number in self.signals:
+            self.loop.remove_signal_handler(number)
+        tasks = self.exchanges | self.background
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def drive(self, reactor: Reactor, tick_interval: float) -> None:
+        self.reactor = reactor
+        if reactor.fileno() >= 0:
+            self.loop.add_reader(reactor.fileno(), reactor.poll)
+        self.timer = self.loop.call_later(tick_interval, self._tick, tick_interval)
+
+    def _tick(self, interval: float) -> None:
+        self.timer = self.loop.call_later(interval, self._tick, interval)
+        self.reactor.tick()
+
+    def start(self, function: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
+        task = self.loop.create_task(function(*args))
+        self.background.add(task)
+        task.add_done_callback(self.background.discard)
+
+    async def within(self, seconds: float, function: Callable[[], Awaitable[object]]) -> bool:
+        try:
+            async with asyncio.timeout(seconds):
+                await function()
+        except TimeoutError:
+            return False
+        return True
+
+    def cancel_exchanges(self) -> None:
+        for task in self.exchanges:
+            task.cancel()
+
+    def on_signals(self, signals: tuple[int, ...], callback: Callable[[int], None]) -> None:
+        self.signals = signals
+        for number in signals:
+            self.loop.add_signal_handler(number, callback, number)
+
+
+class UvloopWorker(AsyncioWorker):
+    """A uvloop loop."""
+
+    name = "uvloop"
+
+    @staticmethod
+    def new_loop() -> asyncio.AbstractEventLoop:
+        import uvloop
+
+        return uvloop.new_event_loop()
+
+
+async def _guard(exchange: HttpExchange) -> None:
+    try:
+        await exchange.start()
+    except asyncio.CancelledError as error:
+        # An application may also raise it of its own accord: that is its error.
+        task = asyncio.current_task()
+        if task is None or not task.cancelling():
+            exchange.finished(error)
+            return
+        exchange.cancelled()
+        raise
+    except GeneratorExit:
+        raise  # the loop is gone, and the connection with it
+    except KeyboardInterrupt as error:
+        # Not through the reactor, which it would tear apart: as the signal that it is.
+        exchange.finished(error)
+        signal.raise_signal(signal.SIGINT)
+    except BaseException as error:
+        exchange.finished(error)
+    else:
+        exchange.finished(None)

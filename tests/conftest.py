@@ -1,0 +1,276 @@
+"""What every test shares: a real server around an application, on every loop and poller.
+
+`serve(app, **options)` runs the server in a thread of its own, in a loop of the kind
+under test, through the public `fastserve.serve`; the test talks to it over real sockets.
+Applications under test sleep and wait through anyio, so that the same one runs on all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import logging
+import queue
+import select
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+import fastserve
+
+POLLERS = ["epoll", "loop"] if hasattr(select, "epoll") else ["loop"]
+WORKERS = ["asyncio", "uvloop", "trio"]
+PATIENCE = 10.0  # for what happens at once; a test that waits for it in vain fails
+
+
+class Client(socket.socket):
+    """A raw connection: bytes in, bytes out."""
+
+    def __init__(self, address: tuple[str, int] | str) -> None:
+        super().__init__(
+            socket.AF_UNIX if isinstance(address, str) else socket.AF_INET, socket.SOCK_STREAM
+        )
+        self.settimeout(PATIENCE)
+        self.connect(address)
+        self.received = b""
+
+    def read_until(self, end: bytes) -> bytes:
+        """Everything up to and including `end`; fails if the peer closes before."""
+        while end not in self.received:
+            data = self.recv(65536)
+            assert data, f"closed after {self.received!r}"
+            self.received += data
+        head, _, self.received = self.received.partition(end)
+        return head + end
+
+    def read_exactly(self, length: int) -> bytes:
+        while len(self.received) < length:
+            data = self.recv(65536)
+            assert data, f"closed after {self.received!r}"
+            self.received += data
+        data, self.received = self.received[:length], self.received[length:]
+        return data
+
+    def read_to_end(self) -> bytes:
+        """Everything until the peer's FIN; a reset raises ConnectionResetError."""
+        while data := self.recv(65536):
+            self.received += data
+        data, self.received = self.received, b""
+        return data
+
+    def read_response(self, *, head_only: bool = False) -> Response:
+        """One response, framed as its head says; interim responses are left out."""
+        head = self.read_until(b"\r\n\r\n")
+        response = Response(head)
+        if response.status < 200:
+            return self.read_response(head_only=head_only)
+        if head_only or response.status in (204, 304):
+            return response
+        if response.field(b"transfer-encoding") == b"chunked":
+            while size := int(self.read_until(b"\r\n"), 16):
+                response.body += self.read_exactly(size)
+                assert self.read_exactly(2) == b"\r\n"
+            assert self.read_exactly(2) == b"\r\n"
+        elif (length := response.field(b"content-length")) is not None:
+            response.body = self.read_exactly(int(length))
+        else:
+            response.body = self.read_to_end()
+        return response
+
+    def get(self, target: str = "/", *fields: str) -> Response:
+        self.sendall(request("GET", target, *fields))
+        return self.read_response()
+
+    def is_closed_by_peer(self) -> bool:
+        """Waits for the peer's FIN or reset; False if it sends anything instead."""
+        try:
+            return not self.received and self.recv(1) == b""
+        except ConnectionResetError:
+            return True
+
+
+class Response:
+    """The head of a response, taken apart, and its body."""
+
+    def __init__(self, head: bytes) -> None:
+        line, *lines = head[:-4].split(b"\r\n")
+        version, status, self.reason = line.split(b" ", 2)
+        assert version == b"HTTP/1.1"
+        self.status = int(status)
+        pairs = (line.split(b": ", 1) for line in lines)
+        self.fields = [(name.lower(), value) for name, value in pairs]
+        self.body = b""
+
+    def field(self, name: bytes) -> bytes | None:
+        """The value of a field that is there at most once."""
+        values = [value for key, value in self.fields if key == name]
+        assert len(values) <= 1, f"{name!r} is there {len(values)} times"
+        return values[0] if values else None
+
+
+def request(method: str, target: str, *fields: str, body: bytes = b"") -> bytes:
+    lines = [f"{method} {target} HTTP/1.1", "Host: test", *fields]
+    if body:
+        lines.append(f"Content-Length: {len(body)}")
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+class Running(logging.Handler):
+    """A server in a thread. `errors` are the exceptions and messages that it logged."""
+
+    def __init__(self, app: Any, worker: str, config: fastserve.Config) -> None:
+        super().__init__(logging.INFO)
+        self.worker = worker
+        self.config = config
+        self.app = app
+        self.errors: list[logging.LogRecord] = []
+        self.failure: BaseException | None = None
+        self.addresses: queue.Queue[tuple[str, int] | str | None] = queue.Queue()
+        self.asked_to_stop = threading.Event()
+        self.stop_now: Callable[[], object] | None = None
+        self.thread = threading.Thread(target=self._run, name="server", daemon=True)
+
+    def start(self) -> Running:
+        logger = logging.getLogger("fastserve")
+        logger.setLevel(logging.INFO)
+        logger.addHandler(self)
+        self.thread.start()
+        address = self.addresses.get(timeout=PATIENCE)
+        if address is None:
+            self.stop()
+            raise self.failure or RuntimeError("the server ended at once")
+        self.address = address
+        return self
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.thread != self.thread.ident:
+            return
+        if record.levelno >= logging.WARNING:
+            self.errors.append(record)
+        text = record.getMessage()
+        if text.startswith("Running on http://"):
+            host, _, port = text.split()[2].removeprefix("http://").rpartition(":")
+            self.addresses.put((host, int(port)))
+        elif text.startswith("Running on unix:"):
+            self.addresses.put(text.split()[2].removeprefix("unix:"))
+
+    def connect(self) -> Client:
+        return Client(self.address)
+
+    def exceptions(self) -> list[BaseException]:
+        """What applications raised, as logged."""
+        return [record.exc_info[1] for record in self.errors if record.exc_info]
+
+    def ask_to_stop(self) -> None:
+        """As the shutdown trigger does; returns at once."""
+        if self.stop_now is not None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                self.stop_now()
+
+    def stop(self, timeout: float = 2 * PATIENCE) -> None:
+        self.ask_to_stop()
+        self.thread.join(timeout)
+        logging.getLogger("fastserve").removeHandler(self)
+        assert not self.thread.is_alive(), "the server did not stop"
+
+    def _run(self) -> None:
+        try:
+            if self.worker == "trio":
+                self._run_trio()
+            else:
+                self._run_asyncio()
+        except BaseException as error:
+            self.failure = error
+        finally:
+            self.addresses.put(None)
+
+    def _run_asyncio(self) -> None:
+        async def main() -> None:
+            event = asyncio.Event()
+            loop = asyncio.get_running_loop()
+            self.stop_now = lambda: loop.call_soon_threadsafe(event.set)
+            await fastserve.serve(self.app, self.config, shutdown_trigger=event.wait)
+
+        factory = None
+        if self.worker == "uvloop":
+            import uvloop
+
+            factory = uvloop.new_event_loop
+        with asyncio.Runner(loop_factory=factory) as runner:
+            runner.run(main())
+
+    def _run_trio(self) -> None:
+        import trio
+
+        async def main() -> None:
+            event = trio.Event()
+            token = trio.lowlevel.current_trio_token()
+            self.stop_now = lambda: token.run_sync_soon(event.set)
+            await fastserve.serve(self.app, self.config, shutdown_trigger=event.wait)
+
+        trio.run(main)
+
+
+Serve = Callable[..., Running]
+
+
+@pytest.fixture(params=WORKERS)
+def worker(request: pytest.FixtureRequest) -> str:
+    """Each worker whose loop is installed here."""
+    name: str = request.param
+    if name != "asyncio" and importlib.util.find_spec(name) is None:
+        pytest.skip(f"{name} is not installed")
+    return name
+
+
+@pytest.fixture(params=POLLERS)
+def poller(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+@pytest.fixture
+def serve(worker: str, poller: str) -> Iterator[Serve]:
+    """Start servers with `serve(app, **options)`; they end with the test."""
+    started: list[Running] = []
+
+    def start(app: Any, **options: Any) -> Running:
+        config = fastserve.Config(
+            **{"bind": "127.0.0.1:0", "poller": poller, "worker_class": worker, **options}
+        )
+        running = Running(app, worker, config)
+        started.append(running)
+        return running.start()
+
+    yield start
+    for running in started:
+        running.stop()
+
+
+async def hello(scope: Any, receive: Any, send: Any) -> None:
+    """The least application."""
+    if scope["type"] != "http":
+        raise RuntimeError("only HTTP")
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"Hello, world!"})
+
+
+async def read_body(receive: Any) -> bytes:
+    body = b""
+    while True:
+        message = await receive()
+        assert message["type"] == "http.request", message
+        body += message["body"]
+        if not message["more_body"]:
+            return body
+
+
+async def respond(
+    send: Any, body: bytes = b"", status: int = 200, headers: tuple[tuple[bytes, bytes], ...] = ()
+) -> None:
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

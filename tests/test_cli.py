@@ -1,0 +1,284 @@
+"""The command line as a person meets it: help, and one clear line for a mistake."""
+
+import importlib.util
+import re
+import subprocess
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fastserve
+from fastserve import cli
+from fastserve.application import load
+from fastserve.config import OPTIONS, Config
+
+
+class FakeServer(types.ModuleType):
+    """Stands in for fastserve.server: loads the application, keeps what it was given."""
+
+    class ServerError(Exception):
+        def __init__(self, message: str, exit_status: int = 1) -> None:
+            super().__init__(message)
+            self.exit_status = exit_status
+
+    application: object = None
+    config: Config
+    error: BaseException | None = None
+
+    def run(self, application: object, config: Config) -> None:
+        self.application, self.config = application, config
+        if self.error is not None:
+            raise self.error
+        load(application, config)
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeServer]:
+    fake = FakeServer("fastserve.server")
+    before = set(sys.modules)
+    monkeypatch.setitem(sys.modules, "fastserve.server", fake)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield fake
+    for name in set(sys.modules) - before - {"fastserve.server"}:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def app_dir(tmp_path: Path) -> Path:
+    (tmp_path / "web.py").write_text("async def app(scope, receive, send): pass\n")
+    (tmp_path / "broken.py").write_text("def fail(): return 1 / 0\nfail()\n")
+    return tmp_path
+
+
+def command(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+    assert isinstance(caught.value.code, int)
+    return caught.value.code
+
+
+def fastserve_process(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "fastserve", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+
+
+def the_line(text: str) -> str:
+    """stderr must be one line of ours."""
+    assert text.startswith("fastserve: error: ")
+    assert text.count("\n") == 1 and text.endswith("\n")
+    return text
+
+
+@pytest.fixture(scope="module")
+def help_text() -> str:
+    done = fastserve_process("--help")
+    assert done.returncode == 0
+    assert done.stderr == ""
+    return done.stdout
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_the_help_has_every_option(help_text: str, name: str) -> None:
+    option = OPTIONS[name]
+    flowing = " ".join(help_text.split())
+    assert option.flag in flowing
+    assert option.help in flowing
+    assert f"{option.short}, {option.flag}" in flowing or not option.short
+
+
+def test_the_help_shows_defaults_and_sections(help_text: str) -> None:
+    assert "[2048]" in help_text
+    assert "[127.0.0.1:8000]" in help_text
+    assert "[30]" in help_text
+    for section in {option.section for option in OPTIONS.values()}:
+        assert f"\n{section}:\n" in help_text
+    assert all(len(line) <= 80 for line in help_text.splitlines())
+
+
+def test_help_needs_no_compiled_module_and_no_loop() -> None:
+    program = (
+        "import sys; from fastserve.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print(sorted(name for name in sys.modules if name.partition('.')[0] in"
+        " {'asyncio', 'trio', 'uvloop'} or name.startswith('fastserve._') "
+        "and name != 'fastserve.__main__'), file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=30
+    )
+    assert done.stderr.strip() == "[]"
+
+
+def test_version() -> None:
+    done = fastserve_process("--version")
+    assert done.returncode == 0
+    assert done.stdout.startswith(f"fastserve {fastserve.__version__}, ")
+    assert done.stdout.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--bnid", "x", "web:app"], r"Did you mean '?--bind'?\?"),
+        (["--worker-clas", "trio", "web:app"], r"Did you mean '?--worker-class'?\?"),
+        (["web:app", "other:app"], "unexpected extra argument"),
+        (["web:app", "--bind"], "requires an argument"),
+        ([], "MODULE:ATTR"),
+    ],
+)
+def test_a_mistyped_command_line(arguments: list[str], expected: str) -> None:
+    done = fastserve_process(*arguments)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert re.search(expected, the_line(done.stderr))
+    assert "fastserve --help" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["-b", "localhost:http"], "--bind: the port is a number"),
+        (["-b", "::1"], "--bind: host:port expected"),
+        (["-k", "trioo"], "--worker-class: one of auto, asyncio, uvloop, trio"),
+        (["--backlog", "many"], "--backlog: a whole number from 1"),
+        (["--keep-alive", "0"], "--keep-alive: seconds from"),
+        (["--root-path", "api"], "--root-path: a path that begins with '/'"),
+        (["--log-level", "loud"], "--log-level: one of critical"),
+    ],
+)
+def test_a_bad_value(arguments: list[str], expected: str) -> None:
+    done = fastserve_process(*arguments, "web:app")
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert expected in the_line(done.stderr)
+
+
+def test_only_what_is_given_is_passed_on(server: FakeServer, app_dir: Path) -> None:
+    assert command("web:app", "--app-dir", str(app_dir)) == 0
+    assert server.application == "web:app"
+    assert server.config == Config(app_dir=str(app_dir))
+
+
+def test_every_option_arrives(server: FakeServer, app_dir: Path) -> None:
+    given: dict[str, Any] = {
+        "worker_class": "asyncio",
+        "bind": ("127.0.0.1:0", "unix:/tmp/x.sock"),
+        "backlog": 5,
+        "poller": "loop",
+        "factory": True,
+        "app_dir": str(app_dir),
+        "root_path": "/api",
+        "lifespan": "on",
+        "graceful_timeout": 1.5,
+        "startup_timeout": 2.0,
+        "shutdown_timeout": 3.0,
+        "header_timeout": 4.0,
+        "body_timeout": 5.0,
+        "body_min_rate": 0,
+        "write_timeout": 6.0,
+        "keep_alive_timeout": 7.0,
+        "limit_request_line": 1000,
+        "limit_request_fields": 10,
+        "limit_request_field_bytes": 2000,
+        "limit_request_body": 3000,
+        "include_server_header": False,
+        "include_date_header": False,
+        "raise_on_disconnect": True,
+        "log_level": "debug",
+        "access_logfile": "-",
+    }
+    assert given.keys() == OPTIONS.keys()
+    (app_dir / "web.py").write_text("def app(): return lambda *a: None\n")
+    arguments: list[str] = []
+    for name, value in given.items():
+        option = OPTIONS[name]
+        if option.is_switch:
+            arguments.append(option.flag)
+        else:
+            for one in value if isinstance(value, tuple) else [value]:
+                arguments += [option.short or option.flag, str(one)]
+    assert command(*arguments, "web:app") == 0
+    assert server.config == Config(**given)
+
+
+def test_a_missing_module(
+    server: FakeServer, app_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("--app-dir", str(app_dir), "wev:app") == 1
+    assert "there is no module 'wev'" in the_line(capsys.readouterr().err)
+
+
+def test_a_missing_attribute(
+    server: FakeServer, app_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("--app-dir", str(app_dir), "web:apq") == 1
+    line = the_line(capsys.readouterr().err)
+    assert "web has no attribute 'apq' (did you mean 'app'?)" in line
+
+
+def test_an_error_of_the_application_keeps_its_traceback(
+    server: FakeServer, app_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("--app-dir", str(app_dir), "broken:app") == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "Traceback (most recent call last):"
+    assert str(app_dir / "broken.py") in lines[1]
+    assert lines[-1] == (
+        "fastserve: error: module 'broken' cannot be imported: ZeroDivisionError: division by zero"
+    )
+    # None of our own frames stands between the reader and the error.
+    assert "fastserve/" not in "".join(line for line in lines if line.startswith("  File"))
+
+
+@pytest.mark.parametrize("target", ["web", "web.py", "web:"])
+def test_a_target_without_attribute(
+    server: FakeServer, app_dir: Path, capsys: pytest.CaptureFixture[str], target: str
+) -> None:
+    assert command("--app-dir", str(app_dir), target) == 1
+    assert "did you mean web:app?" in the_line(capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (FakeServer.ServerError("lifespan start-up failed"), 1),
+        (FakeServer.ServerError("no trio: pip install 'fastserve-asgi[trio]'", 3), 3),
+        (OSError(98, "Address already in use"), 1),
+    ],
+)
+def test_a_failing_server_is_one_line(
+    server: FakeServer, capsys: pytest.CaptureFixture[str], error: Exception, status: int
+) -> None:
+    server.error = error
+    assert command("web:app") == status
+    assert str(error) in the_line(capsys.readouterr().err)
+
+
+def test_control_c_before_the_server_is_silent(
+    server: FakeServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.error = KeyboardInterrupt()
+    assert command("web:app") == 130
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("fastserve.server") is None, reason="the server is not built"
+)
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [("wev:app", "there is no module 'wev'"), ("web:apq", "did you mean 'app'?")],
+)
+def test_a_missing_application_in_a_process(app_dir: Path, target: str, expected: str) -> None:
+    done = fastserve_process("--app-dir", str(app_dir), "-b", "127.0.0.1:0", target)
+    assert done.returncode == 1
+    assert expected in the_line(done.stderr)

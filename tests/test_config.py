@@ -1,0 +1,229 @@
+"""Config: every option's default, check and message."""
+
+import dataclasses
+import importlib.util
+import select
+
+import pytest
+
+from fastserve.config import OPTIONS, Bind, Config, ConfigError, parse_bind
+
+
+def test_defaults_are_what_the_documentation_says() -> None:
+    config = Config()
+    assert config.bind == ("127.0.0.1:8000",)
+    assert config.backlog == 2048
+    assert config.lifespan == "auto"
+    assert config.graceful_timeout == 30.0
+    assert config.startup_timeout == config.shutdown_timeout == 60.0
+    assert config.limit_request_line == 8190
+    assert config.limit_request_fields == 100
+    assert config.limit_request_field_bytes == 65536
+    assert config.limit_request_body is None
+    assert config.header_timeout == 30.0
+    assert config.body_timeout == config.write_timeout == 60.0
+    assert config.body_min_rate == 240
+    assert config.keep_alive_timeout == 75.0
+    assert config.include_server_header is config.include_date_header is True
+    assert config.raise_on_disconnect is config.factory is False
+    assert config.access_logfile is None
+
+
+def test_config_is_frozen_and_keyword_only() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Config().backlog = 1  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        Config("trio")  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("field", dataclasses.fields(Config), ids=lambda field: field.name)
+def test_every_field_is_a_whole_option(field: dataclasses.Field[object]) -> None:
+    option = OPTIONS[field.name]
+    assert option.help.endswith(".")
+    assert option.section
+    assert option.flag.startswith("--")
+    assert option.env_name == f"FASTSERVE_{field.name.upper()}"
+    if not option.is_switch:
+        assert option.check.metavar
+    if field.default is not None:
+        option.normalise(field.default)
+
+
+def test_spellings_are_distinct() -> None:
+    spellings = [
+        word for option in OPTIONS.values() for word in (option.flag, option.short) if word
+    ]
+    assert len(spellings) == len(set(spellings))
+
+
+def test_a_copy_with_changes_is_equal_to_a_fresh_one() -> None:
+    config = Config(worker_class="asyncio", bind="localhost")
+    assert dataclasses.replace(config, backlog=5) == Config(
+        worker_class="asyncio", bind=["localhost"], backlog=5
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "bind"),
+    [
+        ("127.0.0.1:80", Bind("tcp", host="127.0.0.1", port=80)),
+        ("localhost", Bind("tcp", host="localhost", port=8000)),
+        ("localhost:0", Bind("tcp", host="localhost", port=0)),
+        ("0.0.0.0:65535", Bind("tcp", host="0.0.0.0", port=65535)),
+        ("[::1]:8080", Bind("tcp", host="::1", port=8080)),
+        ("[::]", Bind("tcp", host="::", port=8000)),
+        ("[fe80::1%lo]:1", Bind("tcp", host="fe80::1%lo", port=1)),
+        ("unix:/run/app.sock", Bind("unix", path="/run/app.sock")),
+        ("unix:a:b/c", Bind("unix", path="a:b/c")),
+    ],
+)
+def test_binds(text: str, bind: Bind) -> None:
+    assert parse_bind(text) == bind
+    assert parse_bind(str(bind)) == bind
+    assert Config(bind=text).binds == (bind,)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "no host"),
+        (":8000", "no host"),
+        ("[]:8000", "no host"),
+        ("localhost:", "port"),
+        ("localhost:http", "port"),
+        ("localhost:65536", "port"),
+        ("localhost:-1", "port"),
+        ("localhost:+1", "port"),
+        ("localhost:\u0661", "port"),
+        ("::1", "brackets"),
+        ("::1:8000", "brackets"),
+        ("[localhost]:1", "brackets"),
+        ("[::1", "brackets"),
+        ("[::1]8000", "brackets"),
+        ("http://localhost:8000", "host:port"),
+        ("/run/app.sock", "unix:path"),
+        ("a b:1", "host name"),
+        ("a\n:1", "host name"),
+        ("unix:", "no path"),
+        ("unix:a\0b", "no path"),
+    ],
+)
+def test_bad_binds(text: str, reason: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^--bind: .*{reason}"):
+        parse_bind(text)
+    with pytest.raises(ConfigError, match="^--bind: "):
+        Config(bind=["localhost", text])
+
+
+@pytest.mark.parametrize("value", [[], (), None, 8000, [8000]])
+def test_bind_wants_addresses(value: object) -> None:
+    with pytest.raises(ConfigError, match="^--bind: "):
+        Config.from_options(bind=value)
+
+
+WHOLE = [
+    ("backlog", 1, 65535),
+    ("body_min_rate", 0, 2**31 - 1),
+    ("limit_request_line", 64, 2**20),
+    ("limit_request_fields", 1, 10_000),
+    ("limit_request_field_bytes", 256, 2**24),
+    ("limit_request_body", 0, 2**62),
+]
+
+
+@pytest.mark.parametrize(("name", "least", "most"), WHOLE)
+def test_whole_numbers_within_bounds(name: str, least: int, most: int) -> None:
+    for value in (least, most):
+        assert getattr(Config.from_options(**{name: value}), name) == value
+        assert getattr(Config.from_options(**{name: str(value)}), name) == value
+    for bad in (least - 1, most + 1, "x", "", "1.5", 1.5, True, [1]):
+        with pytest.raises(
+            ConfigError, match=f"^{OPTIONS[name].flag}: a whole number from {least}"
+        ):
+            Config.from_options(**{name: bad})
+
+
+SECONDS = [name for name in OPTIONS if name.endswith("_timeout")]
+
+
+@pytest.mark.parametrize("name", SECONDS)
+def test_seconds(name: str) -> None:
+    for value in (0.001, 1, 86_400.0, "2.5"):
+        seconds = getattr(Config.from_options(**{name: value}), name)
+        assert isinstance(seconds, float)
+        assert seconds == float(value)
+    for bad in (0, -1, "0", "nan", "inf", float("nan"), 10**400, 86_401, "", "x", True, None):
+        with pytest.raises(ConfigError, match=f"^{OPTIONS[name].flag}: seconds from"):
+            Config.from_options(**{name: bad})
+
+
+def test_the_keep_alive_option_is_spelt_short() -> None:
+    assert OPTIONS["keep_alive_timeout"].flag == "--keep-alive"
+
+
+@pytest.mark.parametrize("name", ["worker_class", "lifespan", "poller", "log_level"])
+def test_choices_suggest_the_nearest(name: str) -> None:
+    option = OPTIONS[name]
+    word = option.check.metavar.split("|")[-1]
+    assert getattr(Config.from_options(**{name: word}), name) == word
+    with pytest.raises(ConfigError, match=rf"^{option.flag}: .* \(did you mean {word}\?\)"):
+        Config.from_options(**{name: word + "x"})
+    for bad in (None, 1, ["auto"], ""):
+        with pytest.raises(ConfigError, match=f"^{option.flag}: one of "):
+            Config.from_options(**{name: bad})
+
+
+def test_auto_is_uvloop_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    assert Config().worker_class == "uvloop"
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert Config().worker_class == "asyncio"
+    assert Config(worker_class="uvloop").worker_class == "uvloop"
+
+
+def test_epoll_is_refused_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(select, "epoll", raising=False)
+    assert Config(poller="loop").poller == "loop"
+    with pytest.raises(ConfigError, match="^--poller: .*no epoll"):
+        Config(poller="epoll")
+
+
+@pytest.mark.parametrize(("given", "kept"), [("", ""), ("/", ""), ("/a", "/a"), ("/a/b/", "/a/b")])
+def test_root_path(given: str, kept: str) -> None:
+    assert Config(root_path=given).root_path == kept
+
+
+@pytest.mark.parametrize("bad", ["a", "a/", None, b"/a"])
+def test_bad_root_path(bad: object) -> None:
+    with pytest.raises(ConfigError, match="^--root-path: "):
+        Config.from_options(root_path=bad)
+
+
+@pytest.mark.parametrize("name", ["app_dir", "access_logfile"])
+def test_paths(name: str) -> None:
+    assert getattr(Config.from_options(**{name: "a/b"}), name) == "a/b"
+    for bad in ("", "a\0b", 1):
+        with pytest.raises(ConfigError, match=f"^{OPTIONS[name].flag}: a path"):
+            Config.from_options(**{name: bad})
+
+
+@pytest.mark.parametrize("name", [name for name, option in OPTIONS.items() if option.is_switch])
+def test_switches_take_nothing_but_booleans(name: str) -> None:
+    for value in (True, False):
+        assert getattr(Config.from_options(**{name: value}), name) is value
+    for bad in (0, 1, "true", None):
+        with pytest.raises(ConfigError, match=f"^{name}: True or False"):
+            Config.from_options(**{name: bad})
+
+
+def test_an_unknown_option_is_named_with_the_nearest() -> None:
+    with pytest.raises(ConfigError, match=r"^worker_clas: .*did you mean worker_class\?"):
+        Config.from_options(worker_clas="trio")
+    with pytest.raises(ConfigError, match="^zzz: there is no such option$"):
+        Config.from_options(zzz=1)
+
+
+def test_a_config_error_is_a_value_error_without_context() -> None:
+    with pytest.raises(ValueError, match="^--backlog") as caught:
+        Config(backlog=0)
+    assert caught.value.__suppress_context__
