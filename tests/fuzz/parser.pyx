@@ -1,5 +1,5 @@
 # modules: _parser
-# cython: language_level=3, auto_pickle=False
+# cython: language_level=3, boundscheck=True, wraparound=True
 """The request parser: whatever comes, in whatever parts, the same documented events.
 
 The first two bytes of an input say how it is cut and which limits apply; the rest is

@@ -15,7 +15,8 @@ or an exception ends the run with its traceback, and the exit status is not 0.
 
 A target is one file, `tests/fuzz/<target>.pyx`:
 
-* a line `# modules: _parser`: the compiled modules it needs, without the package;
+* a line `# modules: _parser`: the compiled modules it needs, without the package, and
+  a line `# cython: boundscheck=True, wraparound=True` against the defaults of setup.py;
 * `def check(bytes data)`, which raises what is wrong; it is called for each input;
 * if wanted, `<target>.dict` beside it, a dictionary for libFuzzer.
 
@@ -51,8 +52,9 @@ def find_clang() -> str:
 def build(targets: list[str], clang: str) -> None:
     """Compile the targets, the modules they need and the program that calls them."""
     os.environ |= {"FASTSERVE_FUZZ": "1", "CC": clang, "LDSHARED": f"{clang} -shared"}
+    from distutils.core import run_setup  # setuptools provides it
+
     from setuptools import Extension
-    from setuptools._distutils.core import run_setup
 
     os.chdir(ROOT)
     distribution = run_setup("setup.py", stop_after="init")
@@ -83,7 +85,7 @@ def build(targets: list[str], clang: str) -> None:
     command = distribution.get_command_obj("build_ext")
     command.build_lib = str(LIBRARY)
     command.build_temp = str(BUILD / "temp")
-    command.cython_c_in_temp = True     # the checkout may be built for something else
+    command.cython_c_in_temp = True  # the checkout may be built for something else
     command.inplace = False
     command.force = True
     distribution.verbose = 0
@@ -113,7 +115,7 @@ def environment(target: str) -> dict[str, str]:
         "PYTHONHOME": sys.base_prefix,
         "PYTHONPATH": str(LIBRARY),
         "PYTHONDONTWRITEBYTECODE": "1",
-        "PYTHONMALLOC": "malloc",       # so that AddressSanitizer sees Python's objects
+        "PYTHONMALLOC": "malloc",  # so that AddressSanitizer sees Python's objects
         "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1",
         "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
     }
