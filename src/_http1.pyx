@@ -32,7 +32,10 @@ cdef extern from "Python.h":
         PYGEN_RETURN
         PYGEN_ERROR
         PYGEN_NEXT
-    PySendResult PyIter_Send(PyObject* iterator, PyObject* value, PyObject** result) noexcept
+    PySendResult PyIter_Send(
+        PyObject* iterator, PyObject* value, PyObject** result
+    ) except PYGEN_ERROR
+    bint PyCoro_CheckExact(object)
     PyObject* PyDict_GetItemWithError(PyObject* mapping, PyObject* key) except? NULL
     void PyErr_SetObject(PyObject* kind, PyObject* value) noexcept
     PyObject* PyExc_StopIteration
@@ -105,6 +108,7 @@ cdef class Http1Factory(ProtocolFactory):
         seconds, `body_min_rate` in bytes a second (0: any), limits in bytes."""
         self.application = application
         self.spawn = worker.spawn
+        self.raised = worker.raised
         self.new_waiter = worker.waiter
         self.wake = worker.wake
         self.checkpoint = worker.checkpoint
@@ -367,10 +371,12 @@ cdef class Http1Connection(Protocol):
 
     cdef int _spawn(self) except -1:
         cdef HttpExchange exchange = self.exchange
+        cdef ApplicationCall call = ApplicationCall.__new__(ApplicationCall)
         exchange.spawned = True
         self.factory.in_flight += 1
+        call.exchange = exchange
         try:
-            self.factory.spawn(exchange)
+            self.factory.spawn(call)
         except BaseException as error:
             exchange.finished(error)
         return 0
@@ -503,15 +509,9 @@ cdef class HttpExchange:
     """One request, its response, and the application between them.
 
     `receive` and `send` are the ASGI callables. Both return an awaitable that is done
-    already unless there is something to wait for. For the worker there are `start`,
-    which calls the application, and `finished`, which says that it has ended.
+    already unless there is something to wait for. `finished` and `cancelled` are for
+    the worker to say how the application has ended.
     """
-
-    def start(self):
-        """Call the application: its coroutine."""
-        cdef dict scope = self.scope
-        self.scope = None
-        return self.factory.application(scope, self.receive, self.send)
 
     def finished(self, error):
         """The application has ended: with the exception `error`, or None."""
@@ -845,12 +845,14 @@ cdef class Awaitable:
         cdef int step
         while True:
             if self.inner is not None:
-                step = PyIter_Send(<PyObject*>self.inner, <PyObject*>value, result)
+                try:
+                    step = PyIter_Send(<PyObject*>self.inner, <PyObject*>value, result)
+                except BaseException:
+                    self._detach()
+                    raise
                 if step == PYGEN_NEXT:
                     return PYGEN_NEXT
                 self._detach()
-                if step == PYGEN_ERROR:
-                    return -1
                 Py_DECREF_pointer(result[0])
                 value = None
                 exchange.free_calls = 0
@@ -893,6 +895,72 @@ cdef class Awaitable:
 
 
 @cython.final
+@cython.freelist(64)
+cdef class ApplicationCall:
+    """The coroutine of a worker's task: the application's own, and the word to the
+    exchange when it ends. `asyncio.current_task().get_coro()` is one of these."""
+
+    def __await__(self):
+        return self
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        return self.send(None)
+
+    def send(self, value):
+        cdef PyObject* result = NULL
+        cdef object outcome
+        if self.advance(value, &result) == PYGEN_RETURN:
+            raise StopIteration
+        outcome = <object>result
+        Py_DECREF_pointer(result)
+        return outcome
+
+    def throw(self, *error):
+        try:
+            if self.inner is None:
+                _raise(*error)
+            return self.inner.throw(*error)
+        except StopIteration:
+            self.exchange.finished(None)
+            raise
+        except BaseException as raised:
+            if self.exchange.factory.raised(self.exchange, raised):
+                raise
+        raise StopIteration
+
+    def close(self):
+        if self.inner is not None:
+            self.inner.close()
+
+    cdef int advance(self, object value, PyObject** result) except -1:
+        """One step: PYGEN_NEXT and what the loop is to have, in `result`, a new
+        reference; or PYGEN_RETURN."""
+        cdef HttpExchange exchange = self.exchange
+        cdef dict scope
+        try:
+            if self.inner is None:
+                scope = exchange.scope
+                exchange.scope = None
+                self.inner = exchange.factory.application(scope, exchange.receive, exchange.send)
+                if not PyCoro_CheckExact(self.inner):
+                    self.inner = self.inner.__await__()
+            if PyIter_Send(<PyObject*>self.inner, <PyObject*>value, result) == PYGEN_NEXT:
+                return PYGEN_NEXT
+        except BaseException as error:
+            # Whether it is the application's or the loop's own, only the worker knows.
+            if exchange.factory.raised(exchange, error):
+                raise
+            return PYGEN_RETURN
+        Py_DECREF_pointer(result[0])
+        result[0] = NULL
+        exchange.finished(None)
+        return PYGEN_RETURN
+
+
+@cython.final
 @cython.internal
 cdef class Done:
     """An awaitable that is done: what `send` returns when there is nothing to wait for."""
@@ -927,7 +995,7 @@ def _raise(kind, value=None, traceback=None):
 
 
 # `await` asks tp_iternext. A __next__ compiled by Cython would leave it with a traceback
-# entry, made anew for each StopIteration; these two say the same without one.
+# entry, made anew for each StopIteration; these say the same without one.
 
 cdef PyObject* _next_of_awaitable(PyObject* awaitable) except? NULL:
     cdef PyObject* result = NULL
@@ -939,9 +1007,16 @@ cdef PyObject* _next_of_awaitable(PyObject* awaitable) except? NULL:
     return NULL
 
 
+cdef PyObject* _next_of_call(PyObject* call) except? NULL:
+    cdef PyObject* result = NULL
+    (<ApplicationCall>call).advance(None, &result)
+    return result
+
+
 cdef PyObject* _next_of_done(PyObject* done) except? NULL:
     return NULL
 
 
+(<SlotsOfType*>ApplicationCall).tp_iternext = <iternextfunc>_next_of_call
 (<SlotsOfType*>Awaitable).tp_iternext = <iternextfunc>_next_of_awaitable
 (<SlotsOfType*>Done).tp_iternext = <iternextfunc>_next_of_done

@@ -1,9 +1,9 @@
 """The reactor: one set of descriptors, one wake-up for a batch of events.
 
 It owns the sockets from accept to close and knows no HTTP. The event loop is asked
-for little: to call `poll()` when `fileno()` is readable, `tick()` now and then, and
-`poll()` once more after `worker.soon`. Where there is no epoll (or where it is not
-wanted) the loop watches each descriptor itself and calls `ready()`: the second poller.
+for little: to call `poll()` when `fileno()` is readable, and once more after
+`worker.soon`. Where there is no epoll (or where it is not wanted) the loop watches each
+descriptor itself, calls `ready()`, and `tick()` now and then: the second poller.
 """
 
 cimport cython
@@ -31,7 +31,19 @@ cdef extern from *:
 
     #ifdef __linux__
     #include <sys/epoll.h>
+    #include <sys/timerfd.h>
     #define FS_HAS_EPOLL 1
+
+    /* A descriptor that becomes readable each so many milliseconds. */
+    static int fs_timer(int64_t ms) {
+        struct itimerspec each = {
+            { ms / 1000, ms % 1000 * 1000000 }, { ms / 1000, ms % 1000 * 1000000 }
+        };
+        int fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC);
+        if (fd >= 0)
+            timerfd_settime(fd, 0, &each, NULL);
+        return fd;
+    }
     #else
     /* Never called: EpollPoller cannot be made. */
     #define FS_HAS_EPOLL 0
@@ -45,6 +57,7 @@ cdef extern from *:
     #define EPOLL_CLOEXEC 0
     typedef union { void* ptr; uint64_t u64; } epoll_data_t;
     struct epoll_event { uint32_t events; epoll_data_t data; };
+    static int fs_timer(int64_t ms) { errno = ENOSYS; return -1; }
     static int epoll_create1(int f) { errno = ENOSYS; return -1; }
     static int epoll_ctl(int e, int o, int f, struct epoll_event* v) { errno = ENOSYS; return -1; }
     static int epoll_wait(int e, struct epoll_event* v, int n, int t) { errno = ENOSYS; return -1; }
@@ -125,6 +138,7 @@ cdef extern from *:
     int epoll_create1(int) noexcept
     int epoll_ctl(int, int, int, epoll_event*) noexcept
     int epoll_wait(int, epoll_event*, int, int) noexcept
+    int fs_timer(int64_t) noexcept
     int fs_accept(int, sockaddr*, socklen_t*) noexcept
     int fs_host_and_port(const sockaddr_storage*, char*, size_t) noexcept
     int64_t fs_monotonic_ms() noexcept
@@ -133,9 +147,13 @@ cdef extern from *:
     int getsockname(int, sockaddr*, socklen_t*) noexcept
     Py_ssize_t recv(int, void*, size_t, int) noexcept
     Py_ssize_t send(int, const void*, size_t, int) noexcept
+    Py_ssize_t c_read "read"(int, void*, size_t) noexcept
     int shutdown(int, int) noexcept
     int c_close "close"(int) noexcept
 
+
+# What an event of the timer carries: no slot has this token.
+cdef uint64_t TIMER_TOKEN = <uint64_t>-1
 
 HAS_EPOLL = bool(FS_HAS_EPOLL)
 
@@ -175,15 +193,27 @@ cdef class Poller:
 
 @cython.final
 cdef class EpollPoller(Poller):
-    """All descriptors in one epoll set, whose own descriptor the loop watches."""
+    """All descriptors in one epoll set, whose own descriptor the loop watches.
+
+    A timer in the set has the deadlines checked: a timer of the loop's would be looked
+    at in each of its turns, which asyncio does in Python."""
 
     cdef int epoll
+    cdef int timer
     cdef epoll_event[BATCH] events
 
-    def __cinit__(self):
+    def __cinit__(self, int64_t tick_interval):
+        self.timer = -1
         self.epoll = epoll_create1(EPOLL_CLOEXEC)
         if self.epoll < 0:
             raise OSError(errno, "epoll_create1")
+        self.timer = fs_timer(tick_interval)
+        if self.timer < 0:
+            raise OSError(errno, "timerfd_create")
+        self.watch(self.timer, TIMER_TOKEN, -1, READABLE)
+
+    def __dealloc__(self):
+        self.close()
 
     cdef int watch(self, int fd, uint64_t token, int before, int interest) except -1:
         cdef epoll_event event
@@ -204,8 +234,13 @@ cdef class EpollPoller(Poller):
 
     cdef int wait(self, Reactor reactor) except -1:
         cdef int index, happened, count
+        cdef uint64_t expirations
+        cdef bint due = False
         count = epoll_wait(self.epoll, self.events, BATCH, 0)
         for index in range(count):
+            if self.events[index].data.u64 == TIMER_TOKEN:
+                due = c_read(self.timer, &expirations, sizeof(expirations)) > 0
+                continue
             happened = 0
             if self.events[index].events & EPOLLIN:
                 happened |= READABLE
@@ -214,6 +249,8 @@ cdef class EpollPoller(Poller):
             if self.events[index].events & (EPOLLHUP | EPOLLERR):
                 happened |= BROKEN
             reactor.dispatch(self.events[index].data.u64, happened)
+        if due:
+            reactor.check_deadlines()
         return count
 
     cdef int fileno(self) noexcept:
@@ -223,6 +260,9 @@ cdef class EpollPoller(Poller):
         if self.epoll >= 0:
             c_close(self.epoll)
             self.epoll = -1
+        if self.timer >= 0:
+            c_close(self.timer)
+            self.timer = -1
         return 0
 
 
@@ -255,13 +295,18 @@ cdef class Reactor:
     a connection goes to `report(exception)` and ends that connection.
     """
 
-    def __cinit__(self, worker, *, str poller, double write_timeout, report):
+    def __cinit__(self, worker, *, str poller, double tick_interval, double write_timeout, report):
         """`worker`: see fastserve.worker.Worker. `poller`: "epoll" or "loop".
-        `write_timeout`: seconds after which a peer that takes nothing is given up."""
+        `tick_interval`: how often deadlines are checked, in seconds. `write_timeout`:
+        seconds after which a peer that takes nothing is given up."""
         self.worker = worker
         self.report = report
         self.write_timeout = <int64_t>(1000 * write_timeout)
-        self.poller = EpollPoller() if poller == "epoll" else LoopPoller(worker)
+        self.tick_interval = tick_interval
+        if poller == "epoll":
+            self.poller = EpollPoller(max(1, <int64_t>(1000 * tick_interval)))
+        else:
+            self.poller = LoopPoller(worker)
         self.first_free = -1
         self.listeners = []
         self.deferred = []
@@ -293,10 +338,10 @@ cdef class Reactor:
         self.poller.watch(fd, self.token(listener.slot), -1, READABLE)
 
     def poll(self):
-        """Handle what is ready, without blocking; True if that was anything."""
+        """Handle what is ready, without blocking; how many events that were."""
         cdef int count
         if self.polling:    # an application runs this loop again from inside a call
-            return False
+            return 0
         self.polling = True
         self.now = fs_monotonic_ms()
         try:
@@ -305,7 +350,7 @@ cdef class Reactor:
         finally:
             self.polling = False
         self.arm_deferred()
-        return count > 0
+        return count
 
     def ready(self, uint64_t token, int events):
         """The loop's poller: this descriptor is ready."""
@@ -321,28 +366,13 @@ cdef class Reactor:
         self.arm_deferred()
 
     def tick(self):
-        """Check all deadlines."""
-        cdef int slot
-        cdef SocketTransport transport
-        cdef Listener listener
+        """Check all deadlines: to be called by the loop's poller each `tick_interval`."""
         if self.polling:
             return
         self.polling = True
         self.now = fs_monotonic_ms()
         try:
-            for slot in range(self.slots_size):
-                if self.slots[slot].source == NULL:
-                    continue
-                if self.slots[slot].is_listener:
-                    listener = <Listener>self.slots[slot].source
-                    if listener.paused_until and self.now >= listener.paused_until:
-                        listener.resume()
-                    continue
-                transport = <SocketTransport>self.slots[slot].source
-                try:
-                    transport.tick(self.now)
-                except BaseException as error:
-                    self.fail(transport, error)
+            self.check_deadlines()
         finally:
             self.polling = False
         self.arm_deferred()
@@ -416,6 +446,25 @@ cdef class Reactor:
             transport.ready(events)
         except BaseException as error:
             self.fail(transport, error)
+        return 0
+
+    cdef int check_deadlines(self) except -1:
+        cdef int slot
+        cdef SocketTransport transport
+        cdef Listener listener
+        for slot in range(self.slots_size):
+            if self.slots[slot].source == NULL:
+                continue
+            if self.slots[slot].is_listener:
+                listener = <Listener>self.slots[slot].source
+                if listener.paused_until and self.now >= listener.paused_until:
+                    listener.resume()
+                continue
+            transport = <SocketTransport>self.slots[slot].source
+            try:
+                transport.tick(self.now)
+            except BaseException as error:
+                self.fail(transport, error)
         return 0
 
     cdef int run_deferred(self) except -1:
@@ -521,8 +570,8 @@ cdef class Listener:
     cdef int accept_some(self) except -1:
         cdef sockaddr_storage address
         cdef socklen_t length
-        cdef int fd, count
-        for count in range(ACCEPT_BATCH):
+        cdef int fd
+        for _ in range(ACCEPT_BATCH):
             length = sizeof(address)
             fd = fs_accept(self.fd, <sockaddr*>&address, &length)
             if fd >= 0:

@@ -45,7 +45,7 @@ cdef enum Wait:                     # what an awaitable waits for
 cdef class Http1Factory(ProtocolFactory):
     cdef:
         object application
-        object spawn, new_waiter, wake, checkpoint      # the worker's
+        object spawn, raised, new_waiter, wake, checkpoint      # the worker's
         object report
         object access
         object on_idle
@@ -158,3 +158,11 @@ cdef class Awaitable:
 
     cdef int advance(self, object value, PyObject** result) except -1
     cdef int _detach(self) except -1
+
+
+cdef class ApplicationCall:
+    cdef:
+        HttpExchange exchange
+        object inner                    # the application's coroutine, once it was called
+
+    cdef int advance(self, object value, PyObject** result) except -1

@@ -53,6 +53,7 @@ cdef class Reactor:
         int64_t now                     # milliseconds, as of the beginning of the batch
         int64_t write_timeout           # milliseconds
         list spare                      # SendBuffers to use again
+        readonly double tick_interval   # seconds
         readonly Py_ssize_t connections
         readonly object on_empty        # called when a draining reactor has lost its last one
         char* block                     # where recv puts bytes
@@ -62,6 +63,7 @@ cdef class Reactor:
     cdef uint64_t token(self, int slot) noexcept
     cdef int64_t clock(self) noexcept
     cdef int dispatch(self, uint64_t token, int events) except -1
+    cdef int check_deadlines(self) except -1
     cdef int run_deferred(self) except -1
     cdef int arm_deferred(self) except -1
     cdef int fail(self, SocketTransport transport, object error) except -1

@@ -59,12 +59,18 @@ class Lifespan:
         elif not self._ended.is_set:
             self.state = self._state
 
+    def interrupt(self) -> None:
+        """Nobody waits for the start-up any more, if it is not over."""
+        if not self._started.is_set:
+            self._failure = "it was interrupted"
+            self._started.set()
+
     async def shutdown(self, seconds: float) -> None:
         """Has the application shut down, for so many seconds at the most."""
         if not self._started.is_set or self._ended.is_set:
             return
         self._stopping.set()
-        if not await self.worker.within(seconds, self._ended.wait):
+        if not await self.worker.within(seconds, self._ended.wait, shielded=True):
             logger.error("the application did not shut down within %g s", seconds)
 
     async def _run(self) -> None:

@@ -112,6 +112,7 @@ class Server:
         self._access: AccessLog | None = None
         self._signals = 0
         self._stop: Event
+        self._lifespan: Lifespan | None = None
         self._over: Event | None = None  # while draining: nothing is under way any more
         self._hurry = False
 
@@ -151,6 +152,8 @@ class Server:
 
     def _skip_waiting(self) -> None:
         self._hurry = True
+        if self._lifespan is not None:
+            self._lifespan.interrupt()
         if self._over is not None:
             self._over.set()
 
@@ -165,7 +168,7 @@ class Server:
     async def serve(self, worker: Worker) -> None:
         """Start up, serve, drain, shut down. What went wrong at start-up is in `error`."""
         self._stop = Event(worker)
-        lifespan = Lifespan(self.application, worker, self.config)
+        lifespan = self._lifespan = Lifespan(self.application, worker, self.config)
         try:
             await lifespan.startup()
         except LifespanError as error:
@@ -184,12 +187,14 @@ class Server:
             reactor = Reactor(
                 worker,
                 poller=self.config.poller,
+                tick_interval=_tick_interval(self.config),
                 write_timeout=self.config.write_timeout,
                 report=_report,
             )
             stack.callback(reactor.close)
             factory = _factory(self.application, worker, self.config, lifespan.state, self._access)
-            worker.drive(reactor, _tick_interval(self.config))
+            worker.drive(reactor)
+            stack.callback(worker.stop_driving)
             for listening in self._listening:
                 reactor.listen(listening.fileno(), factory, _constant_address(listening))
             for listening in self._listening:
@@ -207,8 +212,6 @@ class Server:
         for listening in self._listening:
             listening.close()
         over = self._over = Event(worker)
-        if self._hurry:
-            over.set()
 
         def check() -> None:
             if reactor.connections == 0 and factory.in_flight == 0:
@@ -216,13 +219,19 @@ class Server:
 
         factory.drain(check)
         reactor.drain(check)
-        await worker.within(self.config.graceful_timeout, over.wait)
-        if factory.in_flight:
-            logger.warning("cancelling %d requests that are still under way", factory.in_flight)
-            worker.cancel_exchanges()
-            ended = Event(worker)
-            factory.drain(ended.set)
-            await worker.within(HURRY, ended.wait)
+        try:
+            if not self._hurry:
+                await worker.within(self.config.graceful_timeout, over.wait)
+        except BaseException:
+            self._skip_waiting()
+            raise
+        finally:
+            if factory.in_flight:
+                logger.warning("cancelling %d requests that are still under way", factory.in_flight)
+                worker.cancel_exchanges()
+                ended = Event(worker)
+                factory.drain(ended.set)
+                await worker.within(HURRY, ended.wait, shielded=True)
 
 
 def _factory(

@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from typing import Any, ClassVar, Protocol
 
-from fastserve._http1 import HttpExchange
+from fastserve._http1 import ApplicationCall, HttpExchange
 from fastserve._reactor import Reactor
 
 __all__ = ["READABLE", "WORKERS", "WRITABLE", "Event", "MissingLibrary", "Waiter", "Worker", "find"]
@@ -63,9 +63,14 @@ class Worker(ABC):
     # What the compiled core asks for.
 
     @abstractmethod
-    def spawn(self, exchange: HttpExchange) -> None:
-        """Run the exchange's application as a task in a fresh context; tell the exchange
-        how it ended. The task may or may not have run when this returns."""
+    def spawn(self, call: ApplicationCall) -> None:
+        """Run the coroutine `call` as a task in a fresh context. The task may or may not
+        have run when this returns."""
+
+    @abstractmethod
+    def raised(self, exchange: HttpExchange, error: BaseException) -> bool:
+        """An application raised: tell its exchange whether it failed or was cancelled;
+        True if the error is to go on into the loop."""
 
     @abstractmethod
     def waiter(self) -> Waiter: ...
@@ -100,17 +105,24 @@ class Worker(ABC):
     async def __aexit__(self, *error: object) -> bool | None: ...
 
     @abstractmethod
-    def drive(self, reactor: Reactor, tick_interval: float) -> None:
-        """Poll the reactor whenever it is ready, and tick it each `tick_interval` seconds."""
+    def drive(self, reactor: Reactor) -> None:
+        """Poll the reactor whenever its descriptor is readable; where it has none, tick it
+        each `tick_interval`."""
+
+    @abstractmethod
+    def stop_driving(self) -> None:
+        """No longer poll the reactor, whose descriptor will be closed."""
 
     @abstractmethod
     def start(self, function: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
         """Run a coroutine function, which handles its own errors, in the background."""
 
     @abstractmethod
-    async def within(self, seconds: float, function: Callable[[], Awaitable[object]]) -> bool:
-        """Await `function()`, for so long at the most; False if the time was over. It runs
-        to its end even when the caller has been cancelled meanwhile."""
+    async def within(
+        self, seconds: float, function: Callable[[], Awaitable[object]], *, shielded: bool = False
+    ) -> bool:
+        """Await `function()`, for so long at the most; False if the time was over. When
+        shielded, it runs to its end even if the caller has been cancelled before."""
 
     @abstractmethod
     def cancel_exchanges(self) -> None:

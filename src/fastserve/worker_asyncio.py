@@ -8,7 +8,7 @@ import sys
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, ClassVar
 
-from fastserve._http1 import HttpExchange
+from fastserve._http1 import ApplicationCall, HttpExchange
 from fastserve._reactor import Reactor
 from fastserve.worker import READABLE, WRITABLE, Worker
 
@@ -41,19 +41,34 @@ class AsyncioWorker(Worker):
 
     if sys.version_info >= (3, 12):
 
-        def spawn(self, exchange: HttpExchange) -> None:
+        def spawn(self, call: ApplicationCall) -> None:
             task = asyncio.Task(
-                _guard(exchange), loop=self.loop, context=self.context.copy(), eager_start=True
+                call, loop=self.loop, context=self.context.copy(), eager_start=True
             )
             if not task.done():
                 self.exchanges.add(task)
                 task.add_done_callback(self.exchanges.discard)
     else:
 
-        def spawn(self, exchange: HttpExchange) -> None:
-            task = self.loop.create_task(_guard(exchange), context=self.context.copy())
+        def spawn(self, call: ApplicationCall) -> None:
+            task = self.loop.create_task(call, context=self.context.copy())
             self.exchanges.add(task)
             task.add_done_callback(self.exchanges.discard)
+
+    def raised(self, exchange: HttpExchange, error: BaseException) -> bool:
+        if isinstance(error, GeneratorExit):
+            return True  # the loop is gone, and the connection with it
+        if isinstance(error, asyncio.CancelledError):
+            # An application may also raise it of its own accord: that is its error.
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                exchange.cancelled()
+                return True
+        exchange.finished(error)
+        if isinstance(error, KeyboardInterrupt):
+            # Not through the reactor, which it would tear apart: as the signal that it is.
+            signal.raise_signal(signal.SIGINT)
+        return False
 
     def waiter(self) -> asyncio.Future[None]:
         return self.loop.create_future()
@@ -89,8 +104,6 @@ class AsyncioWorker(Worker):
     async def __aexit__(self, *error: object) -> None:
         if self.timer is not None:
             self.timer.cancel()
-            if self.reactor.fileno() >= 0:
-                self.loop.remove_reader(self.reactor.fileno())
         for number in self.signals:
             self.loop.remove_signal_handler(number)
         tasks = self.exchanges | self.background
@@ -98,14 +111,19 @@ class AsyncioWorker(Worker):
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def drive(self, reactor: Reactor, tick_interval: float) -> None:
+    def drive(self, reactor: Reactor) -> None:
         self.reactor = reactor
         if reactor.fileno() >= 0:
             self.loop.add_reader(reactor.fileno(), reactor.poll)
-        self.timer = self.loop.call_later(tick_interval, self._tick, tick_interval)
+        else:
+            self._tick()
 
-    def _tick(self, interval: float) -> None:
-        self.timer = self.loop.call_later(interval, self._tick, interval)
+    def stop_driving(self) -> None:
+        if self.reactor.fileno() >= 0:
+            self.loop.remove_reader(self.reactor.fileno())
+
+    def _tick(self) -> None:
+        self.timer = self.loop.call_later(self.reactor.tick_interval, self._tick)
         self.reactor.tick()
 
     def start(self, function: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
@@ -113,7 +131,10 @@ class AsyncioWorker(Worker):
         self.background.add(task)
         task.add_done_callback(self.background.discard)
 
-    async def within(self, seconds: float, function: Callable[[], Awaitable[object]]) -> bool:
+    async def within(
+        self, seconds: float, function: Callable[[], Awaitable[object]], *, shielded: bool = False
+    ) -> bool:
+        # A cancellation is delivered once, so what is awaited after it needs no shield.
         try:
             async with asyncio.timeout(seconds):
                 await function()
@@ -141,26 +162,3 @@ class UvloopWorker(AsyncioWorker):
         import uvloop
 
         return uvloop.new_event_loop()
-
-
-async def _guard(exchange: HttpExchange) -> None:
-    try:
-        await exchange.start()
-    except asyncio.CancelledError as error:
-        # An application may also raise it of its own accord: that is its error.
-        task = asyncio.current_task()
-        if task is None or not task.cancelling():
-            exchange.finished(error)
-            return
-        exchange.cancelled()
-        raise
-    except GeneratorExit:
-        raise  # the loop is gone, and the connection with it
-    except KeyboardInterrupt as error:
-        # Not through the reactor, which it would tear apart: as the signal that it is.
-        exchange.finished(error)
-        signal.raise_signal(signal.SIGINT)
-    except BaseException as error:
-        exchange.finished(error)
-    else:
-        exchange.finished(None)

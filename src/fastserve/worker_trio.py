@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import trio
 from trio.lowlevel import Abort, RaiseCancelT, Task
 
-from fastserve._http1 import HttpExchange
+from fastserve._http1 import ApplicationCall, HttpExchange
 from fastserve._reactor import Reactor
 from fastserve.worker import READABLE, WRITABLE, Worker
 
@@ -47,14 +47,18 @@ class TrioWaiter:
 
 
 class PooledTask:
-    """A task of the pool, and the exchange that it is to run next."""
+    """A task of the pool, and what it is to run next."""
 
-    __slots__ = ("exchange", "task", "waiter")
+    __slots__ = ("call", "idle", "task")
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Task, idle: list[PooledTask]) -> None:
         self.task = task
-        self.waiter = TrioWaiter()
-        self.exchange: HttpExchange | None = None
+        self.idle = idle
+        self.call: ApplicationCall | None = None
+
+    def abort(self, _: RaiseCancelT) -> Abort:
+        self.idle.remove(self)
+        return Abort.SUCCEEDED
 
 
 class TrioWorker(Worker):
@@ -69,6 +73,7 @@ class TrioWorker(Worker):
         self.callbacks: list[Callable[[], object]] = []
         self.caller = TrioWaiter()
         self.watchers: dict[tuple[int, int], trio.CancelScope] = {}
+        self.pumping = trio.CancelScope()
         self.reactor: Reactor
         self.nursery: trio.Nursery
         self.nursery_manager = trio.open_nursery()
@@ -77,52 +82,62 @@ class TrioWorker(Worker):
     def run(cls, main: Callable[[], Coroutine[Any, Any, None]]) -> None:
         trio.run(main)
 
-    def spawn(self, exchange: HttpExchange) -> None:
+    def spawn(self, call: ApplicationCall) -> None:
         if not self.idle:
-            self.nursery.start_soon(self._run_exchanges, exchange)
+            self.nursery.start_soon(self._run_calls, call)
             return
         pooled = self.idle.pop()
-        pooled.exchange = exchange
+        pooled.call = call
         # Before it is rescheduled: the switch of contexts comes with the task's next step.
         pooled.task.context = self.context.copy()
-        pooled.waiter.wake()
+        trio.lowlevel.reschedule(pooled.task)
 
-    async def _run_exchanges(self, exchange: HttpExchange) -> None:
+    async def _run_calls(self, first: ApplicationCall) -> None:
+        """A task of the pool. One scope for its whole life: one for each call costs far more."""
         task = trio.lowlevel.current_task()
-        pooled = PooledTask(task)
-        following: HttpExchange | None = exchange
+        pooled = PooledTask(task, self.idle)
+        call: ApplicationCall | None = first
         sound = True
-        # One scope for the task's whole life: one for each exchange costs far more.
         scope = trio.CancelScope()
         self.scopes.add(scope)
         try:
             with scope:
-                status = _cancel_status(task)
-                while following is not None:
-                    await _run_exchange(following)
+                status = getattr(task, "_cancel_status", None)
+                while call is not None:
+                    await call
                     # A scope or nursery that the application left open, in a generator
                     # that it never closed, would surround the next exchange.
-                    sound = status is not None and _cancel_status(task) is status
-                    following = await self._next(pooled) if sound else None
+                    sound = status is not None and task._cancel_status is status
+                    if not sound or len(self.idle) >= MOST_IDLE:
+                        break
+                    pooled.call = call = None
+                    self.idle.append(pooled)
+                    await trio.lowlevel.wait_task_rescheduled(pooled.abort)
+                    call = pooled.call
         except RuntimeError:
             if sound:
                 raise  # otherwise trio complains of what this task ends for
         finally:
             self.scopes.discard(scope)
 
-    async def _next(self, pooled: PooledTask) -> HttpExchange | None:
-        """Wait in the pool for another exchange; None: there are tasks enough."""
-        if len(self.idle) >= MOST_IDLE:
-            return None
-        pooled.exchange = None
-        self.idle.append(pooled)
-        try:
-            await pooled.waiter
-        except BaseException:
-            if pooled in self.idle:
-                self.idle.remove(pooled)
-            raise
-        return pooled.exchange
+    def raised(self, exchange: HttpExchange, error: BaseException) -> bool:
+        if isinstance(error, trio.Cancelled):
+            exchange.cancelled()
+            return True
+        cancelled = None
+        if isinstance(error, BaseExceptionGroup):
+            cancelled, rest = error.split(trio.Cancelled)
+            if rest is None:
+                exchange.cancelled()
+                return True
+            error = rest
+        exchange.finished(error)
+        if isinstance(error, KeyboardInterrupt):
+            # Not through the nursery, which it would end: as the signal that it is.
+            signal.raise_signal(signal.SIGINT)
+        if cancelled is not None:
+            raise cancelled from None
+        return False
 
     def waiter(self) -> TrioWaiter:
         return TrioWaiter()
@@ -183,29 +198,36 @@ class TrioWorker(Worker):
         self.nursery.cancel_scope.cancel()
         return await self.nursery_manager.__aexit__(*error)
 
-    def drive(self, reactor: Reactor, tick_interval: float) -> None:
+    def drive(self, reactor: Reactor) -> None:
         self.reactor = reactor
-        if reactor.fileno() >= 0:
-            self.nursery.start_soon(self._pump, reactor)
-        self.nursery.start_soon(self._tick, reactor, tick_interval)
+        self.nursery.start_soon(self._pump if reactor.fileno() >= 0 else self._tick, reactor)
 
     async def _pump(self, reactor: Reactor) -> None:
-        # No scope or deadline here: each would cost more than the request.
-        while True:
-            await trio.lowlevel.wait_readable(reactor.fileno())
-            while reactor.poll():
-                await trio.lowlevel.checkpoint()
+        # No scope or deadline in the loop: each would cost more than the request.
+        with self.pumping:
+            while reactor.fileno() >= 0:
+                await trio.lowlevel.wait_readable(reactor.fileno())
+                # After a batch there is likely more: asking costs less than waiting. After
+                # a single event there is likely nothing.
+                while reactor.poll() > 1:
+                    await trio.lowlevel.checkpoint()
 
-    async def _tick(self, reactor: Reactor, interval: float) -> None:
+    def stop_driving(self) -> None:
+        # A task that waits for a descriptor must not meet the number's next owner.
+        self.pumping.cancel()
+
+    async def _tick(self, reactor: Reactor) -> None:
         while True:
-            await trio.sleep(interval)
+            await trio.sleep(reactor.tick_interval)
             reactor.tick()
 
     def start(self, function: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
         self.nursery.start_soon(function, *args)
 
-    async def within(self, seconds: float, function: Callable[[], Awaitable[object]]) -> bool:
-        with trio.move_on_after(seconds, shield=True) as scope:
+    async def within(
+        self, seconds: float, function: Callable[[], Awaitable[object]], *, shielded: bool = False
+    ) -> bool:
+        with trio.move_on_after(seconds, shield=shielded) as scope:
             await function()
         return not scope.cancelled_caught
 
@@ -222,32 +244,3 @@ class TrioWorker(Worker):
         with trio.open_signal_receiver(*(signal.Signals(number) for number in signals)) as received:
             async for number in received:
                 callback(number)
-
-
-def _cancel_status(task: Task) -> object | None:
-    """What tells the scopes that surround a task; None where trio has it no longer."""
-    return getattr(task, "_cancel_status", None)
-
-
-async def _run_exchange(exchange: HttpExchange) -> None:
-    try:
-        await exchange.start()
-    except trio.Cancelled:
-        exchange.cancelled()
-        raise
-    except KeyboardInterrupt as error:
-        # Not through the nursery, which it would end: as the signal that it is.
-        exchange.finished(error)
-        signal.raise_signal(signal.SIGINT)
-    except BaseExceptionGroup as group:
-        cancelled, rest = group.split(trio.Cancelled)
-        if rest is None:
-            exchange.cancelled()
-        else:
-            exchange.finished(rest)
-        if cancelled is not None:
-            raise cancelled from None
-    except BaseException as error:
-        exchange.finished(error)
-    else:
-        exchange.finished(None)
