@@ -19,13 +19,26 @@ def worker() -> str:
     return type(loop).__module__.partition(".")[0]
 
 
+async def live(
+    receive: Callable[[], Awaitable[Message]],
+    send: Callable[[Message], Awaitable[None]],
+) -> None:
+    """There is nothing to open before the first request, or to close after the last."""
+    await receive()
+    await send({"type": "lifespan.startup.complete"})
+    await receive()
+    await send({"type": "lifespan.shutdown.complete"})
+
+
 async def app(
     scope: dict[str, Any],
     receive: Callable[[], Awaitable[Message]],
     send: Callable[[Message], Awaitable[None]],
 ) -> None:
+    if scope["type"] == "lifespan":
+        await live(receive, send)
+        return
     if scope["type"] != "http":
-        # The server takes this as "no lifespan here", and refuses a WebSocket.
         raise NotImplementedError(scope["type"])
     text = f"Hello from fastserve!\n\nworker: {worker()}\npath:   {scope['path']}\n"
     body = text.encode()

@@ -1,0 +1,56 @@
+"""Django in one module, without a database."""
+
+from collections.abc import AsyncIterator
+
+import django
+from django.conf import settings
+from django.core.asgi import get_asgi_application
+from django.http import HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse
+from django.urls import path
+
+settings.configure(
+    ALLOWED_HOSTS=["*"],
+    DEBUG=False,
+    MIDDLEWARE=["django.middleware.common.CommonMiddleware"],
+    ROOT_URLCONF=__name__,
+    SECRET_KEY="not a secret",
+    USE_TZ=True,
+)
+
+
+def plain(request: HttpRequest) -> HttpResponse:
+    return HttpResponse(f"sync {request.GET.get('word', '')}")
+
+
+async def native(request: HttpRequest) -> HttpResponse:
+    return HttpResponse("async")
+
+
+async def echo(request: HttpRequest) -> JsonResponse:
+    return JsonResponse({"method": request.method, "body": request.body.decode()})
+
+
+async def stream(request: HttpRequest) -> StreamingHttpResponse:
+    async def pieces() -> AsyncIterator[str]:
+        for number in range(100):
+            yield f"{number}\n"
+
+    return StreamingHttpResponse(pieces(), content_type="text/plain")
+
+
+async def upload(request: HttpRequest) -> JsonResponse:
+    file = request.FILES["file"]
+    content = file.read()
+    return JsonResponse({"name": file.name, "size": len(content), "sum": sum(content)})
+
+
+urlpatterns = [
+    path("plain", plain),
+    path("native", native),
+    path("echo", echo),
+    path("stream", stream),
+    path("upload", upload),
+]
+
+django.setup()
+app = get_asgi_application()

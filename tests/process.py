@@ -1,0 +1,149 @@
+"""`python -m fastserve` as a process of its own, and what it says while it runs."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+from conftest import PATIENCE, Client
+
+import fastserve
+
+APPS = Path(__file__).parent / "apps"
+SOURCES = Path(fastserve.__file__).parent.parent
+
+RUNNING = r"Running on http://(\S+):(\d+) "
+DRAINING = "finishing what is under way"
+
+
+class Lines:
+    """What a process writes to one of its pipes, line by line, while it does."""
+
+    def __init__(self, pipe: IO[str]) -> None:
+        self.lines: list[str] = []
+        self.ended = False
+        self.changed = threading.Condition()
+        self.pipe = pipe
+        self.thread = threading.Thread(target=self._read, daemon=True)
+        self.thread.start()
+
+    def _read(self) -> None:
+        with self.pipe:
+            for line in self.pipe:
+                with self.changed:
+                    self.lines.append(line.rstrip("\n"))
+                    self.changed.notify_all()
+        with self.changed:
+            self.ended = True
+            self.changed.notify_all()
+
+    def wait_for(self, pattern: str, patience: float) -> re.Match[str]:
+        """The first line that has `pattern` in it; fails if none will come."""
+        found: re.Match[str] | None = None
+
+        def arrived() -> bool:
+            nonlocal found
+            matches = (re.search(pattern, line) for line in self.lines)
+            found = next((match for match in matches if match), None)
+            return found is not None or self.ended
+
+        with self.changed:
+            self.changed.wait_for(arrived, patience)
+            assert found is not None, f"no line with {pattern!r} in:\n" + "\n".join(self.lines)
+        return found
+
+    def all(self) -> list[str]:
+        """Every line, once the process has closed the pipe."""
+        self.thread.join(PATIENCE)
+        assert self.ended, "the pipe is still open"
+        return self.lines
+
+
+class Process:
+    """A server in a process group of its own. `out` and `err` are its lines."""
+
+    def __init__(
+        self,
+        *arguments: str,
+        cwd: Path = APPS,
+        env: dict[str, str] | None = None,
+        python: tuple[str, ...] = ("-m", "fastserve"),
+    ) -> None:
+        self.popen = subprocess.Popen(
+            [sys.executable, *python, *arguments],
+            cwd=cwd,
+            env={**os.environ, "PYTHONPATH": str(SOURCES), "PYTHONUNBUFFERED": "1", **(env or {})},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        assert self.popen.stdout is not None and self.popen.stderr is not None
+        self.out = Lines(self.popen.stdout)
+        self.err = Lines(self.popen.stderr)
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Where it listens, once it does. Importing a framework may take a while."""
+        match = self.err.wait_for(RUNNING, 3 * PATIENCE)
+        return match[1], int(match[2])
+
+    @property
+    def url(self) -> str:
+        host, port = self.address
+        return f"http://{host}:{port}"
+
+    def connect(self) -> Client:
+        return Client(self.address)
+
+    def says(self, line: str) -> None:
+        """Waits until the application has printed `line`."""
+        self.out.wait_for(f"^{re.escape(line)}$", PATIENCE)
+
+    def logs(self, pattern: str) -> re.Match[str]:
+        """Waits until the server has logged it."""
+        return self.err.wait_for(pattern, PATIENCE)
+
+    def send_signal(self, number: int) -> None:
+        self.popen.send_signal(number)
+
+    def wait(self) -> int:
+        """The exit status."""
+        return self.popen.wait(2 * PATIENCE)
+
+    def end(self) -> None:
+        """End it and what it has started, whatever state it is in."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.popen.pid, signal.SIGKILL)
+        self.popen.wait(PATIENCE)
+        for lines in (self.out, self.err):
+            lines.thread.join(PATIENCE)
+
+
+def eventually(condition: Callable[[], Any]) -> Any:
+    """What `condition` returns as soon as that is true; fails if it never is."""
+    deadline = time.monotonic() + PATIENCE
+    while not (outcome := condition()):
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.01)
+    return outcome
+
+
+def refuses(address: tuple[str, int]) -> bool:
+    """Whether nobody listens there any more."""
+    try:
+        socket.create_connection(address, PATIENCE).close()
+    except ConnectionRefusedError:
+        return True
+    return False
