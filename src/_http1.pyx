@@ -392,6 +392,7 @@ cdef class Http1Connection(Protocol):
             exchange.progress = ABANDONED
             exchange.disconnect(False)
         if progress == HEAD_WRITTEN:
+            exchange.log_access()
             if exchange.framing == FRAMING_CLOSE:
                 self.closing = True
                 return self.transport.abort()

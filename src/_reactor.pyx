@@ -6,11 +6,14 @@ for little: to call `poll()` when `fileno()` is readable, and once more after
 descriptor itself, calls `ready()`, and `tick()` now and then: the second poller.
 """
 
+import os
+
 cimport cython
 from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.errno cimport (
-    EAGAIN, ECONNABORTED, EINTR, EMFILE, ENFILE, ENOBUFS, ENOMEM, errno,
+    EAGAIN, ECONNABORTED, EHOSTUNREACH, EINTR, ENETDOWN, ENETUNREACH, ENOBUFS, EOPNOTSUPP,
+    EPERM, EPROTO, errno,
 )
 from libc.string cimport memset
 
@@ -157,9 +160,13 @@ cdef uint64_t TIMER_TOKEN = <uint64_t>-1
 
 HAS_EPOLL = bool(FS_HAS_EPOLL)
 
-# What accept(2) says when there is no room for another descriptor. The connection
-# stays in the queue and the listener readable: without a pause the loop would spin.
-cdef tuple _no_room = (EMFILE, ENFILE, ENOBUFS, ENOMEM)
+# What accept(2) says of a connection that ended before it was accepted: Linux hands over
+# the new connection's pending network errors. Anything else, such as no room for another
+# descriptor, leaves it in the queue and the listener readable, so that without a pause
+# the loop would spin.
+cdef tuple _ended_early = (
+    EINTR, ECONNABORTED, EPROTO, EPERM, ENETDOWN, ENETUNREACH, EHOSTUNREACH, EOPNOTSUPP,
+)
 cdef enum:
     ACCEPT_PAUSE_MS = 500
 
@@ -577,20 +584,19 @@ cdef class Listener:
             if fd >= 0:
                 self.reactor.adopt(fd, self, _address(&address))
             elif errno == EAGAIN:
+                self.complained = False
                 break
-            elif errno in _no_room:
+            elif errno not in _ended_early:
                 self.pause(errno)
-                break
-            elif errno != EINTR and errno != ECONNABORTED:
-                # Linux hands pending network errors of the new connection to accept:
-                # they are that connection's end, not the listener's.
                 break
         return 0
 
     cdef int pause(self, int error) except -1:
         self.reactor.poller.forget(self.fd, self.reactor.token(self.slot), READABLE)
         self.paused_until = self.reactor.now + ACCEPT_PAUSE_MS
-        self.reactor.report(OSError(error, "accepting pauses: no room for another connection"))
+        if not self.complained:
+            self.complained = True
+            self.reactor.report(OSError(error, f"accepting pauses: {os.strerror(error).lower()}"))
         return 0
 
     cdef int resume(self) except -1:
@@ -766,6 +772,8 @@ cdef class SocketTransport(Transport):
         return 0
 
     cdef int _finish_close(self) except -1:
+        if self.lingering:
+            return 0
         if not self.linger:
             return self._close_socket()
         shutdown(self.fd, SHUT_WR)

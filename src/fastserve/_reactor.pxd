@@ -80,6 +80,7 @@ cdef class Listener:
         int fd
         int slot
         int64_t paused_until            # 0: accepting
+        bint complained                 # of the present trouble
 
     cdef int accept_some(self) except -1
     cdef int pause(self, int error) except -1

@@ -189,7 +189,7 @@ class Server:
                 poller=self.config.poller,
                 tick_interval=_tick_interval(self.config),
                 write_timeout=self.config.write_timeout,
-                report=_report,
+                report=_report_reactor,
             )
             stack.callback(reactor.close)
             factory = _factory(self.application, worker, self.config, lifespan.state, self._access)
@@ -244,7 +244,7 @@ def _factory(
     return Http1Factory(
         application,
         worker,
-        report=_report,
+        report=_report_application,
         access=None if access is None else access.write,
         state=state,
         root_path=config.root_path,
@@ -269,11 +269,15 @@ def _tick_interval(config: Config) -> float:
     return min(max(shortest / 4, FINEST_TICK), COARSEST_TICK)
 
 
-def _report(error: BaseException) -> None:
-    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
-        logger.error("%s", error)
+def _report_application(error: BaseException) -> None:
+    logger.error("exception in the application", exc_info=error)
+
+
+def _report_reactor(error: BaseException) -> None:
+    if isinstance(error, OSError):
+        logger.error("%s", error)  # the system's trouble: the message says it all
     else:
-        logger.error("exception in the application", exc_info=error)
+        logger.error("exception in the server", exc_info=error)
 
 
 def _reason(error: OSError) -> str:

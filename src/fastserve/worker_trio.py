@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator
 from typing import Any, ClassVar
 
 import trio
@@ -74,6 +74,7 @@ class TrioWorker(Worker):
         self.caller = TrioWaiter()
         self.watchers: dict[tuple[int, int], trio.CancelScope] = {}
         self.pumping = trio.CancelScope()
+        self.signals = contextlib.ExitStack()
         self.reactor: Reactor
         self.nursery: trio.Nursery
         self.nursery_manager = trio.open_nursery()
@@ -196,7 +197,8 @@ class TrioWorker(Worker):
 
     async def __aexit__(self, *error: Any) -> bool | None:
         self.nursery.cancel_scope.cancel()
-        return await self.nursery_manager.__aexit__(*error)
+        with self.signals:
+            return await self.nursery_manager.__aexit__(*error)
 
     def drive(self, reactor: Reactor) -> None:
         self.reactor = reactor
@@ -236,11 +238,14 @@ class TrioWorker(Worker):
             scope.cancel()
 
     def on_signals(self, signals: tuple[int, ...], callback: Callable[[int], None]) -> None:
-        self.nursery.start_soon(self._receive_signals, signals, callback)
+        # Here, not in the task, which may begin after the application has.
+        received = self.signals.enter_context(
+            trio.open_signal_receiver(*(signal.Signals(number) for number in signals))
+        )
+        self.nursery.start_soon(self._receive_signals, received, callback)
 
     async def _receive_signals(
-        self, signals: tuple[int, ...], callback: Callable[[int], None]
+        self, received: AsyncIterator[int], callback: Callable[[int], None]
     ) -> None:
-        with trio.open_signal_receiver(*(signal.Signals(number) for number in signals)) as received:
-            async for number in received:
-                callback(number)
+        async for number in received:
+            callback(number)
