@@ -200,7 +200,7 @@ cdef class ResponseHead:
         self._used = PyBytes_GET_SIZE(line)
         memcpy(self._block, PyBytes_AS_STRING(line), self._used)
         if not isinstance(headers, (list, tuple)):
-            if isinstance(headers, (str, bytes, dict)):
+            if isinstance(headers, (str, bytes, dict)) or not hasattr(headers, "__iter__"):
                 raise TypeError(
                     f"http.response.start: headers must be pairs, not {_kind(headers)}"
                 )

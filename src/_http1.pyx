@@ -266,6 +266,11 @@ cdef class Http1Connection(Protocol):
             return 0
         if used < length:
             self._keep(data + used, length - used)
+        if self.eof and self.exchange is not None and (
+            self.exchange.request_complete or self.unparsed is None
+        ):
+            # The FIN came before this request had its turn: it will not be told again.
+            self.exchange.disconnect(False)
         return self._settle()
 
     cdef Py_ssize_t _parse(self, const char* data, Py_ssize_t length) except -1:
@@ -450,6 +455,8 @@ cdef class Http1Connection(Protocol):
                 self.phase = PHASE_BODY
         elif self.discarding:
             self.phase = PHASE_BODY
+        elif self.unparsed is not None:
+            self.phase = PHASE_APPLICATION  # the next request waits for the peer to read
         elif self.parser.in_message():
             self.phase = PHASE_HEAD
         elif before != PHASE_FIRST:
@@ -499,7 +506,7 @@ cdef tuple _plain_text = ((b"content-type", b"text/plain; charset=utf-8"),)
 
 cdef str _below(str root_path, str path):
     """`path` with the prefix that a proxy in front has taken away, if it has."""
-    if path == root_path or path.startswith(root_path + "/"):
+    if path == "*" or path == root_path or path.startswith(root_path + "/"):
         return path
     return root_path + path
 
@@ -519,7 +526,8 @@ cdef class HttpExchange:
         if error is not None and not _is_disconnect(error):
             self.factory.report(error)
         if self.progress < COMPLETE and not self.lost:
-            if error is None:
+            # Once the client has left, to stop is what an application is to do.
+            if error is None and not self.disconnected:
                 self.factory.report(
                     RuntimeError("the application returned without a complete response")
                 )
@@ -548,7 +556,7 @@ cdef class HttpExchange:
         cdef object kind
         if not isinstance(message, dict):
             raise TypeError(f"send() takes a dict, not {type(message).__name__}")
-        if self.lost:
+        if self.lost or self.progress == ABANDONED:
             return self._after_disconnect()
         kind = _get(<dict>message, TYPE, None)
         if self.progress >= COMPLETE:
@@ -844,6 +852,7 @@ cdef class Awaitable:
         cdef object outcome = None
         cdef object waiter
         cdef int step
+        cdef bint yields
         while True:
             if self.inner is not None:
                 try:
@@ -860,8 +869,10 @@ cdef class Awaitable:
                 exchange.free_bytes = 0
                 if self.wait == WAIT_TURN:
                     break
+            yields = self.wait == WAIT_TURN
             if self.wait == WAIT_EVENT:
-                if not exchange.spends(0):
+                yields = exchange.spends(0)
+                if not yields:
                     outcome = exchange.take_event()
                     if outcome is not None:
                         break
@@ -872,7 +883,7 @@ cdef class Awaitable:
                     or not exchange.connection.transport.choked
                 ):
                     break
-            if exchange.free_calls > FREE_CALLS or self.wait == WAIT_TURN:
+            if yields:
                 self.inner = exchange.factory.checkpoint()
                 continue
             waiter = exchange.factory.new_waiter()
@@ -947,7 +958,7 @@ cdef class ApplicationCall:
                 exchange.scope = None
                 self.inner = exchange.factory.application(scope, exchange.receive, exchange.send)
                 if not PyCoro_CheckExact(self.inner):
-                    self.inner = self.inner.__await__()
+                    self.inner = _iterator(self.inner)
             if PyIter_Send(<PyObject*>self.inner, <PyObject*>value, result) == PYGEN_NEXT:
                 return PYGEN_NEXT
         except BaseException as error:
@@ -986,6 +997,14 @@ cdef class Done:
 
 
 cdef Done DONE = Done.__new__(Done)
+
+
+cdef object _iterator(awaitable):
+    if not hasattr(awaitable, "__await__"):
+        raise TypeError(
+            f"the application returned {type(awaitable).__name__}, which cannot be awaited"
+        )
+    return awaitable.__await__()
 
 
 def _raise(kind, value=None, traceback=None):

@@ -621,7 +621,12 @@ cdef class SocketTransport(Transport):
         return self.out
 
     cdef int flush(self) except -1:
-        if self.out is None or self.blocked or self.fd < 0:
+        if self.out is None or self.fd < 0:
+            return 0
+        if self.blocked:
+            # Nothing can be sent now, but whoever appends must learn that it is enough.
+            if not self.choked:
+                self.choked = self.out.pending > CHOKE_ABOVE
             return 0
         return self._send()
 
@@ -637,7 +642,7 @@ cdef class SocketTransport(Transport):
         if self.closing or self.fd < 0:
             return 0
         self.closing = True
-        self.linger = linger and not self.eof
+        self.linger = (linger or self.blocked) and not self.eof
         self.flush()
         if self.fd >= 0:
             if self.out is None:

@@ -1320,9 +1320,9 @@ def test_pipeline_delays_nobody(serve: Serve) -> None:
             assert_alive(server)
     finally:
         over.set()
-        threads[0].join(PATIENCE)
-        greedy.shutdown(socket.SHUT_WR)
-        threads[1].join(PATIENCE)
+        greedy.shutdown(socket.SHUT_RDWR)  # wakes both
+        for thread in threads:
+            thread.join(PATIENCE)
         greedy.close()
     assert not any(thread.is_alive() for thread in threads)
     assert server.errors == []

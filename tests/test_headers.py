@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import calendar
+import collections
 import http
 import re
 import time
@@ -330,13 +331,6 @@ class TestInjection:
         assert len(str(e.value)) < 400  # the log does not have to hold all of it
 
 
-class Sequence:
-    """Only __getitem__: the oldest way to be iterable."""
-
-    def __getitem__(self, index: int) -> tuple[bytes, bytes]:
-        return [(b"a", b"1"), (b"b", b"2")][index]
-
-
 class Bytes(bytes):
     pass
 
@@ -353,7 +347,7 @@ class TestShapes:
             ((name, value) for name, value in [(b"a", b"1"), (b"b", b"2")]),
             {b"a": b"1", b"b": b"2"}.items(),
             zip([b"a", b"b"], [b"1", b"2"], strict=True),
-            Sequence(),
+            collections.deque([(b"a", b"1"), (b"b", b"2")]),
             [(Bytes(b"a"), Bytes(b"1")), (b"b", b"2")],
         ],
         ids=lambda headers: type(headers).__name__,

@@ -131,6 +131,20 @@ def test_signals_during_startup(process: Start, worker: str) -> None:
     ]
 
 
+def test_a_second_signal_during_lifespan_shutdown(process: Start, worker: str) -> None:
+    """From then on the application has little time left."""
+    script = "import fastserve.server\nfastserve.server.HURRY = 0.05\nfastserve.cli.main()"
+    arguments = ("-k", worker, "-b", "127.0.0.1:0", "--shutdown-timeout", "600", "hanging:ending")
+    server = process(*arguments, python=("-c", f"import fastserve.cli\n{script}"))
+    assert server.address
+    server.send_signal(signal.SIGTERM)
+    server.says("shutdown")
+    server.send_signal(signal.SIGTERM)
+    assert server.wait() == 0
+    assert server.out.all() == ["shutdown", "cancelled"]
+    server.logs("the application did not shut down within 0.05 s")
+
+
 def test_keyboard_interrupt_in_the_application(served: Start) -> None:
     """The interpreter raises it where Ctrl-C finds it: it is the signal all the same."""
     server = served()
@@ -351,6 +365,61 @@ def test_cancelling_serve_while_it_drains(invite: Callable[..., Guest]) -> None:
     assert guest.failure is None
     assert guest.cancelled
     assert app.events == ["startup", "cancelled", "shutdown"]
+
+
+def test_a_cancel_scope_around_serve(worker: str, poller: str) -> None:
+    """On asyncio anyio's cancels again and again; the lifespan ends in order all the same."""
+    events: list[str] = []
+    scopes: list[anyio.CancelScope] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        events.append("startup")
+        await anyio.sleep(0)
+        scopes[0].cancel()
+        await receive()
+        await anyio.sleep(0.01)
+        events.append("shutdown")
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def main() -> None:
+        with anyio.CancelScope() as scope:
+            scopes.append(scope)
+            await fastserve.serve(app, bind="127.0.0.1:0", poller=poller)
+        assert scope.cancelled_caught
+
+    run_on(worker, main)
+    assert events == ["startup", "shutdown"]
+
+
+def test_cancelling_serve_during_startup(worker: str, poller: str) -> None:
+    events: list[str] = []
+
+    async def main() -> None:
+        with anyio.CancelScope() as scope:
+
+            async def app(scope_: Any, receive: Any, send: Any) -> None:
+                events.append("startup")
+                scope.cancel()
+                try:
+                    await anyio.sleep_forever()
+                finally:
+                    events.append("cancelled")
+
+            await fastserve.serve(app, bind="127.0.0.1:0", poller=poller)
+        assert scope.cancelled_caught
+
+    run_on(worker, main)
+    assert events == ["startup", "cancelled"]
+
+
+def run_on(worker: str, main: Callable[[], Awaitable[None]]) -> None:
+    """Run `main` through anyio in the worker's kind of loop."""
+    if worker == "trio":
+        anyio.run(main, backend="trio")
+    else:
+        anyio.run(main, backend_options={"use_uvloop": worker == "uvloop"})
 
 
 def test_lifespan_shutdown_has_little_time_in_a_hurry(
@@ -688,7 +757,7 @@ def test_too_many_open_files(served: Start) -> None:
     server = served(python=("-c", LIMITED))
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(server.connect()) for _ in range(40)]
-        server.logs("accepting pauses: no room for another connection")
+        server.logs("accepting pauses: too many open files")
         # Those who are in are served, and those who wait come in as others leave.
         assert clients[0].get("/").body == b"hello"
         for client in clients:
@@ -696,6 +765,7 @@ def test_too_many_open_files(served: Start) -> None:
             client.close()
     server.send_signal(signal.SIGTERM)
     assert server.wait() == 0
+    assert sum("accepting pauses" in line for line in server.err.all()) == 1
     assert not any("Traceback" in line for line in server.err.all())
 
 
@@ -704,7 +774,7 @@ def test_the_end_while_accepting_pauses(served: Start) -> None:
     with contextlib.ExitStack() as stack:
         for _ in range(40):
             stack.enter_context(server.connect())
-        server.logs("accepting pauses: no room for another connection")
+        server.logs("accepting pauses: too many open files")
         server.send_signal(signal.SIGTERM)
         assert server.wait() == 0
     assert server.out.all() == ["startup", "shutdown"]
@@ -770,11 +840,7 @@ def test_serving_twice_in_one_loop(worker: str, poller: str) -> None:
         await once()
         await once()
 
-    anyio.run(
-        main,
-        backend="trio" if worker == "trio" else "asyncio",
-        backend_options={} if worker == "trio" else {"use_uvloop": worker == "uvloop"},
-    )
+    run_on(worker, main)
     assert [answer[-13:] for answer in answers] == [b"Hello, world!"] * 2
 
 

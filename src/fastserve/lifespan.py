@@ -37,6 +37,7 @@ class Lifespan:
         self._started = Event(worker)
         self._stopping = Event(worker)
         self._ended = Event(worker)  # the application has answered shutdown, or returned
+        self._waited = Event(worker)  # that, or nobody has the time to wait for it
         self._asked = 0  # how many events were received
         self._failure: str | None = None
         self._error: BaseException | None = None
@@ -60,18 +61,25 @@ class Lifespan:
             self.state = self._state
 
     def interrupt(self) -> None:
-        """Nobody waits for the start-up any more, if it is not over."""
+        """Whoever waits for the application waits no longer."""
+        self._waited.set()
         if not self._started.is_set:
             self._failure = "it was interrupted"
             self._started.set()
 
-    async def shutdown(self, seconds: float) -> None:
-        """Has the application shut down, for so many seconds at the most."""
+    async def shutdown(self, seconds: float, *, hurry: bool = False) -> None:
+        """Has the application shut down, for so many seconds at the most, and until it is
+        interrupted or cancelled; but not in a hurry, when it has been already."""
         if not self._started.is_set or self._ended.is_set:
             return
         self._stopping.set()
-        if not await self.worker.within(seconds, self._ended.wait, shielded=True):
+        end = self._ended if hurry else self._waited
+        if not await self.worker.within(seconds, end.wait, shielded=hurry):
             logger.error("the application did not shut down within %g s", seconds)
+
+    def _end(self) -> None:
+        self._ended.set()
+        self._waited.set()
 
     async def _run(self) -> None:
         scope = {
@@ -89,7 +97,7 @@ class Lifespan:
         except SystemExit as error:
             self._failure = f"it called exit({error.code!r})"
         finally:
-            self._ended.set()
+            self._end()
             self._started.set()
 
     async def _receive(self) -> dict[str, Any]:
@@ -110,9 +118,9 @@ class Lifespan:
             self._failure = message.get("message") or "it gave no reason"
             self._started.set()
         elif kind == "lifespan.shutdown.complete" and self._stopping.is_set:
-            self._ended.set()
+            self._end()
         elif kind == "lifespan.shutdown.failed" and self._stopping.is_set:
             logger.error("the application failed to shut down: %s", message.get("message", ""))
-            self._ended.set()
+            self._end()
         else:
             raise RuntimeError(f"send(): {kind!r} is not what the lifespan waits for")

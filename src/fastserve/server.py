@@ -179,8 +179,19 @@ class Server:
         try:
             await self._serve(worker, lifespan)
         finally:
-            patience = self.config.shutdown_timeout
-            await lifespan.shutdown(min(patience, HURRY) if self._hurry else patience)
+            await self._shut_down(lifespan)
+
+    async def _shut_down(self, lifespan: Lifespan) -> None:
+        patience = self.config.shutdown_timeout
+        try:
+            if not self._hurry:
+                await lifespan.shutdown(patience)
+        except BaseException:
+            self._skip_waiting()
+            raise
+        finally:
+            if self._hurry:
+                await lifespan.shutdown(min(patience, HURRY), hurry=True)
 
     async def _serve(self, worker: Worker, lifespan: Lifespan) -> None:
         with contextlib.ExitStack() as stack:

@@ -56,8 +56,6 @@ class AsyncioWorker(Worker):
             task.add_done_callback(self.exchanges.discard)
 
     def raised(self, exchange: HttpExchange, error: BaseException) -> bool:
-        if isinstance(error, GeneratorExit):
-            return True  # the loop is gone, and the connection with it
         if isinstance(error, asyncio.CancelledError):
             # An application may also raise it of its own accord: that is its error.
             task = asyncio.current_task()
@@ -134,13 +132,27 @@ class AsyncioWorker(Worker):
     async def within(
         self, seconds: float, function: Callable[[], Awaitable[object]], *, shielded: bool = False
     ) -> bool:
-        # A cancellation is delivered once, so what is awaited after it needs no shield.
+        if shielded:
+            return await self._undisturbed(self.within(seconds, function))
         try:
             async with asyncio.timeout(seconds):
                 await function()
         except TimeoutError:
             return False
         return True
+
+    async def _undisturbed(self, coroutine: Coroutine[Any, Any, bool]) -> bool:
+        # A cancel scope of anyio's cancels again and again until it is left.
+        task = self.loop.create_task(coroutine)
+        cancelled: asyncio.CancelledError | None = None
+        while not task.done():
+            try:
+                await asyncio.wait((task,))
+            except asyncio.CancelledError as error:
+                cancelled = error
+        if cancelled is not None:
+            raise cancelled
+        return task.result()
 
     def cancel_exchanges(self) -> None:
         for task in self.exchanges:

@@ -85,7 +85,8 @@ class TrioWorker(Worker):
 
     def spawn(self, call: ApplicationCall) -> None:
         if not self.idle:
-            self.nursery.start_soon(self._run_calls, call)
+            # The new task's context is a copy of the one it is started in.
+            self.context.run(self.nursery.start_soon, self._run_calls, call)
             return
         pooled = self.idle.pop()
         pooled.call = call

@@ -1,0 +1,398 @@
+"""Whatever happens on a connection, nothing of it stays: no object, no descriptor.
+
+Each test does something a few times, so that caches and pools are filled, counts what is
+alive, does it many times more, and counts again.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import socket
+import struct
+import sys
+import time
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import anyio
+import pytest
+from conftest import PATIENCE, Client, Running, Serve, read_body, request, respond
+
+from fastserve import _buffer, _headers, _http1, _parser, _reactor, _transport
+
+pytestmark = pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc")
+combinations = pytest.mark.parametrize(
+    "worker, poller",
+    [("asyncio", "epoll"), ("asyncio", "loop"), ("uvloop", "epoll"), ("trio", "epoll")],
+    indirect=True,
+)
+
+# Every type of the compiled modules whose instances the collector knows, by its own name.
+TYPES = {
+    kind
+    for module in (_buffer, _headers, _http1, _parser, _reactor, _transport)
+    for kind in vars(module).values()
+    if isinstance(kind, type) and kind.__module__ == module.__name__
+}
+NEEDED = {"HttpExchange", "Awaitable", "ApplicationCall", "Http1Connection", "SocketTransport"}
+# Blocks of Python's allocator that may come to stay, for each thousand of exchanges: the
+# loop's own tables and what threads of others do. One object for each would be a thousand.
+BLOCKS = 200
+
+
+def living() -> Counter[str]:
+    return Counter(type(found).__name__ for found in gc.get_objects() if type(found) in TYPES)
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+class Marker:
+    """Has what an application is given, and dies with it."""
+
+    def __init__(self, *given: object) -> None:
+        self.given = given
+
+
+class Application:
+    """One route for each way in which an exchange can go."""
+
+    def __init__(self) -> None:
+        self.markers: weakref.WeakSet[Marker] = weakref.WeakSet()
+        self.calls = 0
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            raise RuntimeError("none")
+        self.calls += 1
+        marker = Marker(scope, receive, send)
+        self.markers.add(marker)
+        await getattr(self, scope["path"][1:])(receive, send)
+
+    async def hello(self, receive: Any, send: Any) -> None:
+        await respond(send, b"Hello, world!", headers=((b"x-head", b"v" * 20),))
+
+    async def echo(self, receive: Any, send: Any) -> None:
+        await respond(send, await read_body(receive))
+
+    async def stream(self, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for number in range(5):
+            body = b"s" * (20_000 if number == 3 else 10)
+            await send({"type": "http.response.body", "body": body, "more_body": True})
+            await anyio.sleep(0)
+        await send({"type": "http.response.body", "body": b""})
+
+    async def big_head(self, receive: Any, send: Any) -> None:
+        await respond(send, b"", headers=tuple((b"x-%d" % n, b"v" * 100) for n in range(30)))
+
+    async def fail(self, receive: Any, send: Any) -> None:
+        raise ValueError("on purpose")
+
+    async def fail_late(self, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"begun", "more_body": True})
+        raise ValueError("on purpose")
+
+    async def bad_head(self, receive: Any, send: Any) -> None:
+        await respond(send, b"", headers=((b"x", b"v" * 2000), (b"x", b"a\r\nb")))
+
+    async def bad_message(self, receive: Any, send: Any) -> None:
+        try:
+            await send({"type": "http.response.body", "body": b"too early"})
+        finally:
+            await send({"type": "http.response.start", "status": 20})
+
+    async def silent(self, receive: Any, send: Any) -> None:
+        pass
+
+    async def unread(self, receive: Any, send: Any) -> None:
+        await respond(send, b"no, thank you")
+
+    async def wait(self, receive: Any, send: Any) -> None:
+        """Begins to answer, and waits for the client to leave."""
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"begun", "more_body": True})
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    async def flood(self, receive: Any, send: Any) -> None:
+        """Sends more than anybody takes, and a task waits for the client to leave."""
+
+        async def watch() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            group.cancel_scope.cancel()
+
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        async with anyio.create_task_group() as group:
+            group.start_soon(watch)
+            while True:
+                body = b"f" * 65536
+                await send({"type": "http.response.body", "body": body, "more_body": True})
+
+
+class Watched:
+    """A server, and what lives in this process because of it."""
+
+    def __init__(self, running: Running, app: Application) -> None:
+        self.running = running
+        self.app = app
+        self.client: Client | None = None
+
+    def kept(self) -> Client:
+        """The connection that is used for all that leaves it open."""
+        if self.client is None:
+            self.client = self.running.connect()
+        return self.client
+
+    def lose(self) -> None:
+        if self.client is not None:
+            self.client.close()
+            self.client = None
+
+    def settle(self, *, collect: bool) -> None:
+        """Waits until the server has nothing under way."""
+        self.lose()
+        end = time.monotonic() + PATIENCE
+        while True:
+            self.running.errors.clear()  # their tracebacks hold everything
+            if collect:
+                gc.collect()
+            alive = living()
+            if not (set(alive) & NEEDED) and not len(self.app.markers):
+                return
+            assert time.monotonic() < end, f"still alive: {alive}, {len(self.app.markers)} calls"
+            time.sleep(0.01)
+
+    def repeat(self, action: Callable[[Watched], None], times: int) -> None:
+        for number in range(times):
+            action(self)
+            if number % 50 == 0:
+                self.running.errors.clear()
+
+    def stays_level(self, action: Callable[[Watched], None], times: int) -> None:
+        self.repeat(action, max(20, times // 10))
+        self.settle(collect=True)
+        objects, files, calls = living(), descriptors(), self.app.calls
+        blocks = sys.getallocatedblocks()
+        self.repeat(action, times)
+        self.settle(collect=True)
+        assert living() == objects
+        assert descriptors() == files
+        growth = sys.getallocatedblocks() - blocks
+        done = max(self.app.calls - calls, times)
+        assert growth <= BLOCKS * max(1, done / 1000), f"{growth} blocks for {done} exchanges"
+
+
+@pytest.fixture
+def watched(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> Iterator[Watched]:
+    # A handler of pytest's would keep each record, and with it the exception's frames.
+    monkeypatch.setattr(logging.getLogger("fastserve"), "propagate", False)
+    app = Application()
+    watched = Watched(serve(app), app)
+    yield watched
+    watched.lose()
+
+
+def get(path: str, *, closes: bool = False) -> Callable[[Watched], None]:
+    message = request("GET", path)
+
+    def action(watched: Watched) -> None:
+        client = watched.kept()
+        client.sendall(message)
+        client.read_response()
+        if closes:
+            assert client.is_closed_by_peer()
+            watched.lose()
+
+    return action
+
+
+def pipelined(watched: Watched) -> None:
+    client = watched.kept()
+    client.sendall(20 * request("GET", "/hello"))
+    for _ in range(20):
+        assert client.read_response().body == b"Hello, world!"
+
+
+def post(watched: Watched) -> None:
+    client = watched.kept()
+    for length in (1, 30_000):
+        client.sendall(request("POST", "/echo", body=b"b" * length))
+        assert client.read_response().body == b"b" * length
+
+
+def post_in_chunks(watched: Watched) -> None:
+    client = watched.kept()
+    client.sendall(request("POST", "/echo", "Transfer-Encoding: chunked", "X-A: b"))
+    client.sendall(b"5\r\nabcde\r\n")
+    client.sendall(b"3;x=y\r\nfgh\r\n0\r\nX-Trailer: t\r\n\r\n")
+    assert client.read_response().body == b"abcdefgh"
+
+
+def post_unread(watched: Watched) -> None:
+    client = watched.kept()
+    client.sendall(request("POST", "/unread", body=b"b" * 10_000))
+    assert client.read_response().body == b"no, thank you"
+
+
+def expect_continue(watched: Watched) -> None:
+    client = watched.kept()
+    client.sendall(request("POST", "/echo", "Expect: 100-continue", "Content-Length: 3"))
+    assert client.read_until(b"\r\n\r\n").startswith(b"HTTP/1.1 100")
+    client.sendall(b"abc")
+    assert client.read_response().body == b"abc"
+
+
+def cut_response(watched: Watched) -> None:
+    with watched.running.connect() as client:
+        client.sendall(request("GET", "/fail_late"))
+        client.read_until(b"begun")
+        client.is_closed_by_peer()
+
+
+def reset(client: socket.socket) -> None:
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    client.close()
+
+
+def leave_while_waiting(watched: Watched) -> None:
+    for leave in (Client.close, reset):
+        client = watched.running.connect()
+        client.sendall(request("GET", "/wait"))
+        client.read_until(b"begun")
+        leave(client)
+
+
+def leave_a_flood(watched: Watched) -> None:
+    for leave in (Client.close, reset):
+        client = watched.running.connect()
+        client.sendall(request("GET", "/flood"))
+        client.read_until(b"f")
+        leave(client)
+
+
+def leave_a_body(watched: Watched) -> None:
+    for leave in (Client.close, reset):
+        client = watched.running.connect()
+        client.sendall(request("POST", "/echo", "Content-Length: 100000") + b"b" * 1000)
+        leave(client)
+
+
+def leave_a_head(watched: Watched) -> None:
+    for leave in (Client.close, reset):
+        client = watched.running.connect()
+        client.sendall(b"GET /hello HTTP/1.1\r\nHost: te")
+        leave(client)
+
+
+def leave_at_once(watched: Watched) -> None:
+    for leave in (Client.close, reset):
+        leave(watched.running.connect())
+
+
+def refused(*messages: bytes) -> Callable[[Watched], None]:
+    def action(watched: Watched) -> None:
+        for message in messages:
+            with watched.running.connect() as client:
+                client.sendall(message)
+                assert 400 <= client.read_response().status < 600
+                assert client.is_closed_by_peer()
+
+    return action
+
+
+refuse = refused(
+    b"GET / HTTP/1.1\r\n\r\n",
+    b"\x16\x03\x01\x02\x00\x01",
+    b"GET /" + b"x" * 9000 + b" HTTP/1.1\r\nHost: t\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: t\r\n" + b"X: y\r\n" * 200 + b"\r\n",
+    b"CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n\r\n",
+    b"GET / HTTP/9.9\r\nHost: t\r\n\r\n",
+)
+refuse_chunk = refused(request("POST", "/echo", "Transfer-Encoding: chunked") + b"nonsense\r\n")
+
+# What happens, and how often.
+ACTIONS: dict[str, tuple[Callable[[Watched], None], int]] = {
+    "get": (get("/hello"), 1500),
+    "pipelined": (pipelined, 150),
+    "big head": (get("/big_head"), 300),
+    "stream": (get("/stream"), 500),
+    "post": (post, 300),
+    "post in chunks": (post_in_chunks, 300),
+    "post unread": (post_unread, 300),
+    "100-continue": (expect_continue, 300),
+    "raises": (get("/fail", closes=True), 200),
+    "raises late": (cut_response, 200),
+    "bad head": (get("/bad_head", closes=True), 200),
+    "bad message": (get("/bad_message", closes=True), 200),
+    "no response": (get("/silent", closes=True), 200),
+    "leaves while waiting": (leave_while_waiting, 150),
+    "leaves a flood": (leave_a_flood, 40),
+    "leaves a body": (leave_a_body, 150),
+    "leaves a head": (leave_a_head, 150),
+    "leaves at once": (leave_at_once, 150),
+    "refused": (refuse, 60),
+    "refused chunk": (refuse_chunk, 200),
+}
+
+
+def test_the_types_are_known() -> None:
+    assert {kind.__name__ for kind in TYPES} >= {*NEEDED, "ResponseHead", "RequestParser"}
+
+
+@combinations
+@pytest.mark.parametrize("name", ACTIONS)
+def test_nothing_stays(watched: Watched, name: str) -> None:
+    watched.stays_level(*ACTIONS[name])
+
+
+@combinations
+@pytest.mark.parametrize("name", ACTIONS)
+def test_no_collector_is_needed(watched: Watched, name: str) -> None:
+    """What belongs to an exchange is no part of a cycle: counting references frees it."""
+    action, times = ACTIONS[name]
+    watched.repeat(action, 20)
+    watched.settle(collect=True)
+    gc.disable()
+    try:
+        watched.repeat(action, times // 10)
+        watched.settle(collect=False)
+    finally:
+        gc.enable()
+
+
+@combinations
+def test_after_the_server(serve: Serve, worker: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that has ended leaves nothing either, with connections open until then."""
+    monkeypatch.setattr(logging.getLogger("fastserve"), "propagate", False)
+
+    def once() -> None:
+        app = Application()
+        running = serve(app, shutdown_timeout=0.1)
+        clients = [running.connect() for _ in range(4)]
+        clients[0].get("/hello")
+        clients[1].sendall(request("GET", "/wait"))
+        clients[1].read_until(b"begun")
+        clients[2].sendall(b"GET /hello HT")
+        running.stop()
+        running.errors.clear()
+        for client in clients:
+            client.close()
+
+    for _ in range(3):
+        once()
+    gc.collect()
+    before, files = living(), descriptors()
+    for _ in range(10):
+        once()
+    gc.collect()
+    after = living()
+    assert {name: after[name] for name in NEEDED} == {name: before[name] for name in NEEDED}
+    assert descriptors() == files
