@@ -14,7 +14,9 @@ MODULES = ("_buffer", "_transport", "_parser", "_headers", "_http1", "_reactor")
 
 DECLARATIONS = sorted(glob("src/fastserve/*.pxd"))
 
-flags: list[str] = ["-Wno-unreachable-code-fallthrough"] if "clang" in os.environ.get("CC", "") else []
+flags: list[str] = (
+    ["-Wno-unreachable-code-fallthrough"] if "clang" in os.environ.get("CC", "") else []
+)
 link_flags: list[str] = []
 macros: list[tuple[str, str]] = []
 

@@ -244,6 +244,8 @@ cdef class EpollPoller(Poller):
         cdef uint64_t expirations
         cdef bint due = False
         count = epoll_wait(self.epoll, self.events, BATCH, 0)
+        if count < 0:       # closed already: a poll that was asked for comes late
+            return 0
         for index in range(count):
             if self.events[index].data.u64 == TIMER_TOKEN:
                 due = c_read(self.timer, &expirations, sizeof(expirations)) > 0

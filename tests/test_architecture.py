@@ -232,11 +232,15 @@ class TestCompiled:
         text = "\n".join(path.read_text() for path in files_of(module) if path.suffix != ".pyi")
         others = {name for name in cython_imports(text) if not name.startswith("fastserve.")}
         allowed = COMPILED_MAY_HAVE[module]
-        assert {n for n in others if n not in allowed and n.partition(".")[0] not in allowed} == set()
+        assert {
+            n for n in others if n not in allowed and n.partition(".")[0] not in allowed
+        } == set()
 
     def test_imports_nothing_behind_the_back(self, module: str) -> None:
         code = cython_source(pyx(module)).code
-        assert not re.search(r"\b(__import__|import_module|importlib|PyImport_\w+|exec|eval)\b", code)
+        assert not re.search(
+            r"\b(__import__|import_module|importlib|PyImport_\w+|exec|eval)\b", code
+        )
 
     def test_c_headers(self, module: str) -> None:
         text = "\n".join(path.read_text() for path in files_of(module))

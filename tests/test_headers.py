@@ -20,9 +20,7 @@ from fastserve._headers import DateLine, ResponseHead
 
 OK_LINE = b"HTTP/1.1 200 OK\r\n"
 INLINE = 1024  # bytes of a head that need no memory of their own
-TCHAR = frozenset(
-    b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-)
+TCHAR = frozenset(b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
 FIELD_BYTES = frozenset([0x09, *range(0x20, 0x7F), *range(0x80, 0x100)])
 INT64_MAX = 2**63 - 1
 

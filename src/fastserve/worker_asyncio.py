@@ -42,9 +42,7 @@ class AsyncioWorker(Worker):
     if sys.version_info >= (3, 12):
 
         def spawn(self, call: ApplicationCall) -> None:
-            task = asyncio.Task(
-                call, loop=self.loop, context=self.context.copy(), eager_start=True
-            )
+            task = asyncio.Task(call, loop=self.loop, context=self.context.copy(), eager_start=True)
             if not task.done():
                 self.exchanges.add(task)
                 task.add_done_callback(self.exchanges.discard)
