@@ -871,6 +871,7 @@ cdef class RequestParser:
                 line = p                # trailers are dropped, RFC 9110 section 6.5.1
                 continue
 
+            name = None
             meaning = NOTHING
             if length <= SHORT_NAME:
                 slot = name_hash(lower, length)

@@ -241,7 +241,7 @@ cdef class EpollPoller(Poller):
 
     cdef int wait(self, Reactor reactor) except -1:
         cdef int index, happened, count
-        cdef uint64_t expirations
+        cdef uint64_t expirations = 0
         cdef bint due = False
         count = epoll_wait(self.epoll, self.events, BATCH, 0)
         if count < 0:       # closed already: a poll that was asked for comes late

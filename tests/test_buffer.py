@@ -87,7 +87,7 @@ def test_two_writes(first: int, second: int) -> None:
     model.check()
 
 
-@pytest.mark.parametrize("dropped", range(0, 25))
+@pytest.mark.parametrize("dropped", range(25))
 def test_small_and_big_in_turn(dropped: int) -> None:
     """Every other piece is a reference, so none of them can be joined."""
     model = Model()

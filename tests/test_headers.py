@@ -8,7 +8,7 @@ import http
 import re
 import time
 from collections.abc import Iterable, Iterator
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from email.utils import format_datetime
 from typing import Any
 
@@ -455,7 +455,7 @@ class TestSizes:
 class TestDateLine:
     @staticmethod
     def expected(second: int) -> bytes:
-        text = format_datetime(datetime.fromtimestamp(second, timezone.utc), usegmt=True)
+        text = format_datetime(datetime.fromtimestamp(second, UTC), usegmt=True)
         return f"date: {text}\r\n".encode()
 
     def assert_is_now(self, line: DateLine) -> int:
