@@ -26,7 +26,7 @@ help:
 	@echo 'make test       run all tests'
 	@echo 'make lint       ruff, mypy, cython-lint, warnings of Cython as errors'
 	@echo 'make test-asan  run the tests on a build with AddressSanitizer and UBSan'
-	@echo 'make fuzz       compare the parser with others on random requests'
+	@echo 'make fuzz       run the fuzz targets (OPTIONS: see tests/fuzz/run.py)'
 	@echo 'make bench      measure'
 	@echo 'make wheel      build the sdist, and from it a wheel, into wheelhouse/'
 	@echo 'make clean      remove everything that was built'
@@ -48,17 +48,26 @@ lint: $(VENV)/.lint
 	        -o build/lint/$$module.c src/$$module.pyx || exit 1; \
 	done
 
-# The sanitizers' runtime must be there before the interpreter's own malloc is.
+# The sanitizers' runtime must be there before the interpreter's own malloc is. What they
+# find goes to files: pytest keeps what is written to stderr, and is lost with it.
+ASAN_REPORT = $(abspath $(ASAN))/report
 test-asan: $(ASAN)/.built
+	rm -f $(ASAN_REPORT).*
 	LD_PRELOAD="$$($(CC) -print-file-name=libasan.so)" PYTHONMALLOC=malloc \
-	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
-	$(ASAN)/venv/bin/python -m pytest --timeout $$((5 * $(TIMEOUT))) $(OPTIONS) $(TESTS)
+	ASAN_OPTIONS=detect_leaks=0:log_path=$(ASAN_REPORT) \
+	UBSAN_OPTIONS=print_stacktrace=1:log_path=$(ASAN_REPORT) \
+	$(ASAN)/venv/bin/python -m pytest --timeout $$((5 * $(TIMEOUT))) $(OPTIONS) $(TESTS); \
+	status=$$?; \
+	for report in $(ASAN_REPORT).*; do \
+	    if [ -e "$$report" ]; then cat "$$report" >&2; status=1; fi; \
+	done; \
+	exit $$status
 
 fuzz: $(VENV)/.test
 	$(VENV)/bin/python tests/fuzz/run.py $(OPTIONS)
 
 bench: $(VENV)/.test
-	$(VENV)/bin/python bench/run.py $(OPTIONS)
+	$(VENV)/bin/python bench/http.py $(OPTIONS)
 
 wheel: $(VENV)/.created
 	$(VENV)/bin/$(PIP_INSTALL) build

@@ -210,6 +210,7 @@ cdef class ResponseHead:
             headers = [pair for pair in headers if pair[0].lower() not in self._nominated]
             self._used = PyBytes_GET_SIZE(line)
             self.content_length = -1
+            self.has_date = self.has_server = False
             self._append_fields(headers)
         return 0
 

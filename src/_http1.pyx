@@ -390,6 +390,7 @@ cdef class Http1Connection(Protocol):
         """The server's own answer, and the end of the connection. What has begun to be
         answered otherwise is cut, so that nobody can take it for whole."""
         cdef HttpExchange exchange = self.exchange
+        cdef Transport transport = self.transport
         cdef Progress progress = NOT_STARTED
         if exchange is not None:
             self.exchange = None
@@ -400,7 +401,7 @@ cdef class Http1Connection(Protocol):
             exchange.log_access()
             if exchange.framing == FRAMING_CLOSE:
                 self.closing = True
-                return self.transport.abort()
+                return transport.abort()
         elif not self.discarding:
             self._answer(status, reason, exchange)
         return self._close(True)
@@ -439,9 +440,11 @@ cdef class Http1Connection(Protocol):
         return self._settle()
 
     cdef int _close(self, bint linger) except -1:
+        # A reference of our own: connection_lost, which this may bring about, drops the other.
+        cdef Transport transport = self.transport
         self.closing = True
         self.deadline = 0
-        return self.transport.close(linger)
+        return transport.close(linger)
 
     cdef int _settle(self) except -1:
         """Set the deadline for what the connection now waits for, and read or pause."""
@@ -738,6 +741,7 @@ cdef class HttpExchange:
         """The message that is due, or None: wait."""
         cdef bytes body
         cdef Http1Connection connection = self.connection
+        cdef Transport transport = connection.transport
         if self.lost or self.progress >= COMPLETE:
             return {TYPE: HTTP_DISCONNECT}
         if self.body is not None or (self.request_complete and not self.body_ended):
@@ -749,16 +753,16 @@ cdef class HttpExchange:
             self.buffered = 0
             self.body_ended = self.request_complete
             if connection.paused or connection.unparsed is not None:
-                connection.transport.call_soon()
+                transport.call_soon()
             return {TYPE: HTTP_REQUEST, BODY: body, MORE_BODY: not self.request_complete}
         if self.disconnected:
             return {TYPE: HTTP_DISCONNECT}
         if self.owes_continue and self.progress < HEAD_WRITTEN:
             # The application asks for the body, so the client is (RFC 9110 section 10.1.1).
             self.owes_continue = False
-            connection.transport.output().append_bytes(b"HTTP/1.1 100 Continue\r\n\r\n")
+            transport.output().append_bytes(b"HTTP/1.1 100 Continue\r\n\r\n")
             if not connection.parsing:
-                connection.transport.flush()
+                transport.flush()
                 if not self.lost:
                     connection._settle()
         return None

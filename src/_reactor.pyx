@@ -399,14 +399,16 @@ cdef class Reactor:
     def drain(self, on_empty):
         """Have every protocol finish; `on_empty()` once no connection is left."""
         cdef SocketTransport transport
+        cdef Protocol protocol
         self.now = fs_monotonic_ms()
         self.on_empty = on_empty
         for transport in self._transports():
             try:
                 # A request may have come that no poll has seen yet: it is still answered.
                 transport.ready(READABLE)
-                if transport.protocol is not None:
-                    transport.protocol.drain()
+                protocol = transport.protocol
+                if protocol is not None:
+                    protocol.drain()
                     transport.flush()
             except BaseException as error:
                 self.fail(transport, error)
@@ -479,16 +481,18 @@ cdef class Reactor:
     cdef int run_deferred(self) except -1:
         cdef list deferred = self.deferred
         cdef SocketTransport transport
+        cdef Protocol protocol
         self.deferred_armed = False
         if not deferred:
             return 0
         self.deferred = []
         for transport in deferred:
             transport.deferred = False
-            if transport.protocol is None:
+            protocol = transport.protocol
+            if protocol is None:
                 continue
             try:
-                transport.protocol.proceed()
+                protocol.proceed()
                 transport.flush()
             except BaseException as error:
                 self.fail(transport, error)
@@ -511,6 +515,7 @@ cdef class Reactor:
 
     cdef int adopt(self, int fd, Listener listener, object client) except -1:
         cdef SocketTransport transport = SocketTransport.__new__(SocketTransport)
+        cdef Protocol protocol
         cdef sockaddr_storage address
         cdef socklen_t length = sizeof(address)
         transport.reactor = self
@@ -525,8 +530,9 @@ cdef class Reactor:
         try:
             transport.slot = self.add_slot(transport, False)
             self.connections += 1
-            transport.protocol = listener.factory.build()
-            transport.protocol.connection_made(transport)
+            protocol = listener.factory.build()
+            transport.protocol = protocol
+            protocol.connection_made(transport)
             transport._update_interest()
         except BaseException as error:
             self.fail(transport, error)
@@ -685,26 +691,28 @@ cdef class SocketTransport(Transport):
         return 0
 
     cdef int tick(self, int64_t now) except -1:
+        cdef Protocol protocol = self.protocol
         if self.deadline and now >= self.deadline:
             if self.lingering:
                 self._close_socket()
             else:
                 self.abort()
-        elif self.protocol is not None and self.protocol.deadline:
-            if now >= self.protocol.deadline:
-                self.protocol.deadline = 0
-                self.protocol.deadline_expired()
-                self.flush()
+        elif protocol is not None and protocol.deadline and now >= protocol.deadline:
+            protocol.deadline = 0
+            protocol.deadline_expired()
+            self.flush()
         return 0
 
     cdef int _receive(self) except -1:
+        # A reference of our own: the call may end the connection, and with it the protocol.
+        cdef Protocol protocol = self.protocol
         cdef Py_ssize_t count = recv(self.fd, self.reactor.block, RECEIVE_SIZE, 0)
         if count > 0:
-            self.protocol.data_received(self.reactor.block, count)
+            protocol.data_received(self.reactor.block, count)
         elif count == 0:
             self.eof = True
             self._update_interest()
-            self.protocol.eof_received()
+            protocol.eof_received()
         elif errno == EAGAIN or errno == EINTR:
             return 0
         else:
@@ -723,6 +731,7 @@ cdef class SocketTransport(Transport):
     cdef int _send(self) except -1:
         cdef iovec[GATHER_MAX] vector
         cdef SendBuffer out = self.out
+        cdef Protocol protocol
         cdef Py_ssize_t sent
         cdef int pieces
         cdef bint progress = False
@@ -758,8 +767,9 @@ cdef class SocketTransport(Transport):
             self.choked = out.pending > CHOKE_ABOVE
         elif out.pending < RESUME_BELOW:
             self.choked = False
-            if self.protocol is not None:
-                self.protocol.resume_writing()
+            protocol = self.protocol
+            if protocol is not None:
+                protocol.resume_writing()
                 return self.flush()
         return 0
 

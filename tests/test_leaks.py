@@ -39,9 +39,9 @@ TYPES = {
     if isinstance(kind, type) and kind.__module__ == module.__name__
 }
 NEEDED = {"HttpExchange", "Awaitable", "ApplicationCall", "Http1Connection", "SocketTransport"}
-# Blocks of Python's allocator that may come to stay, for each thousand of exchanges: the
-# loop's own tables and what threads of others do. One object for each would be a thousand.
-BLOCKS = 200
+# How often growth may come again until it counts: tables and free lists grow now and then,
+# a leak grows in each round.
+ROUNDS = 3
 
 
 def living() -> Counter[str]:
@@ -149,6 +149,8 @@ class Watched:
         """The connection that is used for all that leaves it open."""
         if self.client is None:
             self.client = self.running.connect()
+            # Else a second small write would wait for the peer's delayed acknowledgement.
+            self.client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return self.client
 
     def lose(self) -> None:
@@ -161,7 +163,6 @@ class Watched:
         self.lose()
         end = time.monotonic() + PATIENCE
         while True:
-            self.running.errors.clear()  # their tracebacks hold everything
             if collect:
                 gc.collect()
             alive = living()
@@ -171,29 +172,41 @@ class Watched:
             time.sleep(0.01)
 
     def repeat(self, action: Callable[[Watched], None], times: int) -> None:
-        for number in range(times):
+        for _ in range(times):
             action(self)
-            if number % 50 == 0:
-                self.running.errors.clear()
 
     def stays_level(self, action: Callable[[Watched], None], times: int) -> None:
         self.repeat(action, max(20, times // 10))
         self.settle(collect=True)
-        objects, files, calls = living(), descriptors(), self.app.calls
-        blocks = sys.getallocatedblocks()
-        self.repeat(action, times)
-        self.settle(collect=True)
-        assert living() == objects
-        assert descriptors() == files
-        growth = sys.getallocatedblocks() - blocks
-        done = max(self.app.calls - calls, times)
-        assert growth <= BLOCKS * max(1, done / 1000), f"{growth} blocks for {done} exchanges"
+        objects, files = living(), descriptors()
+        growth = []
+        for _ in range(ROUNDS):
+            blocks, calls = sys.getallocatedblocks(), self.app.calls
+            self.repeat(action, times // ROUNDS)
+            self.settle(collect=True)
+            assert living() == objects
+            assert descriptors() == files
+            done = max(self.app.calls - calls, times // ROUNDS)
+            growth.append((sys.getallocatedblocks() - blocks) / done)
+        # One object that stays for each exchange would be 1.
+        assert min(growth) < 0.5, f"blocks for each exchange: {growth}"
 
 
 @pytest.fixture
-def watched(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> Iterator[Watched]:
-    # A handler of pytest's would keep each record, and with it the exception's frames.
-    monkeypatch.setattr(logging.getLogger("fastserve"), "propagate", False)
+def no_records() -> Iterator[None]:
+    """Who keeps a record of an exception, as pytest does, keeps all that its frames hold."""
+
+    def is_harmless(record: logging.LogRecord) -> bool:
+        return record.levelno < logging.WARNING
+
+    logger = logging.getLogger("fastserve")
+    logger.addFilter(is_harmless)
+    yield
+    logger.removeFilter(is_harmless)
+
+
+@pytest.fixture
+def watched(no_records: None, serve: Serve) -> Iterator[Watched]:
     app = Application()
     watched = Watched(serve(app), app)
     yield watched
@@ -334,8 +347,8 @@ ACTIONS: dict[str, tuple[Callable[[Watched], None], int]] = {
     "bad message": (get("/bad_message", closes=True), 200),
     "no response": (get("/silent", closes=True), 200),
     "leaves while waiting": (leave_while_waiting, 150),
-    "leaves a flood": (leave_a_flood, 40),
-    "leaves a body": (leave_a_body, 150),
+    "leaves a flood": (leave_a_flood, 450),
+    "leaves a body": (leave_a_body, 1200),
     "leaves a head": (leave_a_head, 150),
     "leaves at once": (leave_at_once, 150),
     "refused": (refuse, 60),
@@ -369,20 +382,18 @@ def test_no_collector_is_needed(watched: Watched, name: str) -> None:
 
 
 @combinations
-def test_after_the_server(serve: Serve, worker: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_the_server(no_records: None, serve: Serve) -> None:
     """A server that has ended leaves nothing either, with connections open until then."""
-    monkeypatch.setattr(logging.getLogger("fastserve"), "propagate", False)
 
     def once() -> None:
         app = Application()
-        running = serve(app, shutdown_timeout=0.1)
+        running = serve(app, graceful_timeout=0.1)
         clients = [running.connect() for _ in range(4)]
         clients[0].get("/hello")
         clients[1].sendall(request("GET", "/wait"))
         clients[1].read_until(b"begun")
         clients[2].sendall(b"GET /hello HT")
         running.stop()
-        running.errors.clear()
         for client in clients:
             client.close()
 

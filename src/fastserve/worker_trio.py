@@ -99,6 +99,7 @@ class TrioWorker(Worker):
         task = trio.lowlevel.current_task()
         pooled = PooledTask(task, self.idle)
         call: ApplicationCall | None = first
+        del first  # it would be kept for as long as the task
         sound = True
         scope = trio.CancelScope()
         self.scopes.add(scope)
