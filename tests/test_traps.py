@@ -253,8 +253,8 @@ def test_the_server_stops_while_traffic_keeps_it_busy(serve: Serve) -> None:
     server = serve(app)
     answered = threading.Event()
 
-    def hammer() -> None:
-        with server.connect() as client:
+    def hammer(client: Client) -> None:
+        with client:
             while True:
                 try:
                     client.sendall(request("GET", "/") * 4)
@@ -264,7 +264,8 @@ def test_the_server_stops_while_traffic_keeps_it_busy(serve: Serve) -> None:
                     return
                 answered.set()
 
-    threads = [threading.Thread(target=hammer) for _ in range(4)]
+    clients = [server.connect() for _ in range(4)]
+    threads = [threading.Thread(target=hammer, args=(client,)) for client in clients]
     for thread in threads:
         thread.start()
     assert answered.wait(PATIENCE)
