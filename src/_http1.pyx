@@ -36,6 +36,8 @@ cdef extern from "Python.h":
         PyObject* iterator, PyObject* value, PyObject** result
     ) except PYGEN_ERROR
     bint PyCoro_CheckExact(object)
+    int PyContext_Enter(object) except -1
+    int PyContext_Exit(object) except -1
     PyObject* PyDict_GetItemWithError(PyObject* mapping, PyObject* key) except? NULL
     void PyErr_SetObject(PyObject* kind, PyObject* value) noexcept
     PyObject* PyExc_StopIteration
@@ -916,6 +918,13 @@ cdef class ApplicationCall:
     """The coroutine of a worker's task: the application's own, and the word to the
     exchange when it ends. `asyncio.current_task().get_coro()` is one of these."""
 
+    def enter(self, context, on_suspend):
+        """For a task that runs several calls in one step of its own: the first step of
+        this one is made in `context`, and `on_suspend()` is called, and `suspended` set,
+        if it does not end there. The task's later steps are to be made in `context` too."""
+        self.context = context
+        self.on_suspend = on_suspend
+
     def __await__(self):
         return self
 
@@ -956,20 +965,30 @@ cdef class ApplicationCall:
         reference; or PYGEN_RETURN."""
         cdef HttpExchange exchange = self.exchange
         cdef dict scope
+        cdef object context = None
         try:
             if self.inner is None:
                 scope = exchange.scope
                 exchange.scope = None
+                context = self.context
+                if context is not None:
+                    PyContext_Enter(context)
                 self.inner = exchange.factory.application(scope, exchange.receive, exchange.send)
                 if not PyCoro_CheckExact(self.inner):
                     self.inner = _iterator(self.inner)
             if PyIter_Send(<PyObject*>self.inner, <PyObject*>value, result) == PYGEN_NEXT:
+                if context is not None:
+                    self.suspended = True
+                    self.on_suspend()
                 return PYGEN_NEXT
         except BaseException as error:
             # Whether it is the application's or the loop's own, only the worker knows.
             if exchange.factory.raised(exchange, error):
                 raise
             return PYGEN_RETURN
+        finally:
+            if context is not None:
+                PyContext_Exit(context)
         Py_DECREF_pointer(result[0])
         result[0] = NULL
         exchange.finished(None)

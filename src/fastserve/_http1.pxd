@@ -164,5 +164,8 @@ cdef class ApplicationCall:
     cdef:
         HttpExchange exchange
         object inner                    # the application's coroutine, once it was called
+        object context                  # of the first step; None: the task's
+        object on_suspend
+        readonly bint suspended
 
     cdef int advance(self, object value, PyObject** result) except -1

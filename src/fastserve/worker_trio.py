@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator
@@ -47,14 +48,13 @@ class TrioWaiter:
 
 
 class PooledTask:
-    """A task of the pool, and what it is to run next."""
+    """A task of the pool, in which nothing runs."""
 
-    __slots__ = ("call", "idle", "task")
+    __slots__ = ("idle", "task")
 
     def __init__(self, task: Task, idle: list[PooledTask]) -> None:
         self.task = task
         self.idle = idle
-        self.call: ApplicationCall | None = None
 
     def abort(self, _: RaiseCancelT) -> Abort:
         self.idle.remove(self)
@@ -68,11 +68,14 @@ class TrioWorker(Worker):
 
     def __init__(self) -> None:
         super().__init__()
+        self.calls: collections.deque[ApplicationCall] = collections.deque()
+        self.has_runner = False
         self.idle: list[PooledTask] = []
         self.scopes: set[trio.CancelScope] = set()
         self.callbacks: list[Callable[[], object]] = []
         self.caller = TrioWaiter()
         self.watchers: dict[tuple[int, int], trio.CancelScope] = {}
+        self.driving = False
         self.pumping = trio.CancelScope()
         self.signals = contextlib.ExitStack()
         self.reactor: Reactor
@@ -84,44 +87,67 @@ class TrioWorker(Worker):
         trio.run(main)
 
     def spawn(self, call: ApplicationCall) -> None:
-        if not self.idle:
-            # The new task's context is a copy of the one it is started in.
-            self.context.run(self.nursery.start_soon, self._run_calls, call)
-            return
-        pooled = self.idle.pop()
-        pooled.call = call
-        # Before it is rescheduled: the switch of contexts comes with the task's next step.
-        pooled.task.context = self.context.copy()
-        trio.lowlevel.reschedule(pooled.task)
+        self.calls.append(call)
+        if not self.has_runner:
+            self._call_runner()
 
-    async def _run_calls(self, first: ApplicationCall) -> None:
-        """A task of the pool. One scope for its whole life: one for each call costs far more."""
+    def _call_runner(self) -> None:
+        self.has_runner = True
+        if self.idle:
+            trio.lowlevel.reschedule(self.idle.pop().task)
+        else:
+            # The new task's context is a copy of the one it is started in.
+            self.context.run(self.nursery.start_soon, self._run_calls)
+
+    def _give_way(self) -> None:
+        """The runner is suspended in a call, or ends: the rest is for another task."""
+        self.has_runner = False
+        if self.calls:
+            self._call_runner()
+
+    async def _run_calls(self) -> None:
+        """A task of the pool. While it is the runner it makes one call after the other in a
+        single step, since a step of trio's costs more than most calls. A call that suspends
+        keeps the task, and another one becomes the runner."""
         task = trio.lowlevel.current_task()
         pooled = PooledTask(task, self.idle)
-        call: ApplicationCall | None = first
-        del first  # it would be kept for as long as the task
+        calls, idle, give_way = self.calls, self.idle, self._give_way
+        is_runner = True
         sound = True
+        # One scope for the task's whole life: one for each call costs far more.
         scope = trio.CancelScope()
         self.scopes.add(scope)
         try:
             with scope:
                 status = getattr(task, "_cancel_status", None)
-                while call is not None:
-                    await call
-                    # A scope or nursery that the application left open, in a generator
-                    # that it never closed, would surround the next exchange.
-                    sound = status is not None and task._cancel_status is status
-                    if not sound or len(self.idle) >= MOST_IDLE:
+                while True:
+                    while is_runner and sound and calls:
+                        call = calls.popleft()
+                        # What trio makes the task's next step in, if the call suspends.
+                        task.context = context = self.context.copy()
+                        call.enter(context, give_way)
+                        try:
+                            await call
+                        finally:
+                            is_runner = not call.suspended
+                        # A scope or nursery that the application left open, in a generator
+                        # that it never closed, would surround the next call.
+                        sound = status is not None and task._cancel_status is status
+                        del call  # not to be kept while the task waits
+                    if not sound or len(idle) >= MOST_IDLE:
                         break
-                    pooled.call = call = None
-                    self.idle.append(pooled)
+                    if is_runner:
+                        is_runner = self.has_runner = False
+                    idle.append(pooled)
                     await trio.lowlevel.wait_task_rescheduled(pooled.abort)
-                    call = pooled.call
+                    is_runner = True
         except RuntimeError:
             if sound:
                 raise  # otherwise trio complains of what this task ends for
         finally:
             self.scopes.discard(scope)
+            if is_runner:
+                give_way()
 
     def raised(self, exchange: HttpExchange, error: BaseException) -> bool:
         if isinstance(error, trio.Cancelled):
@@ -204,13 +230,15 @@ class TrioWorker(Worker):
 
     def drive(self, reactor: Reactor) -> None:
         self.reactor = reactor
+        self.driving = True
         self.nursery.start_soon(self._pump if reactor.fileno() >= 0 else self._tick, reactor)
 
     async def _pump(self, reactor: Reactor) -> None:
         # No scope or deadline in the loop: each would cost more than the request.
+        fd, wait_readable = reactor.fileno(), trio.lowlevel.wait_readable
         with self.pumping:
-            while reactor.fileno() >= 0:
-                await trio.lowlevel.wait_readable(reactor.fileno())
+            while self.driving:
+                await wait_readable(fd)
                 # After a batch there is likely more: asking costs less than waiting. After
                 # a single event there is likely nothing.
                 while reactor.poll() > 1:
@@ -218,6 +246,7 @@ class TrioWorker(Worker):
 
     def stop_driving(self) -> None:
         # A task that waits for a descriptor must not meet the number's next owner.
+        self.driving = False
         self.pumping.cancel()
 
     async def _tick(self, reactor: Reactor) -> None:
