@@ -138,6 +138,65 @@ def test_waking_after_a_cancellation_and_twice_does_nothing(serve: Serve) -> Non
     assert server.errors == []
 
 
+def test_waking_in_the_turn_of_a_cancellation_does_nothing(serve: Serve) -> None:
+    """The waiter was aborted, but its task has not run since."""
+    waiting: list[tuple[Callable[[], object], Any]] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "http"
+        if scope["path"] == "/cancel":
+            cancel, send_for_it = waiting.pop()
+            cancel()
+            # Completes the other exchange, which wakes whoever is in its receive().
+            await send_for_it({"type": "http.response.body", "body": b"ended"})
+            await respond(send)
+            return
+        await receive()
+        await send({"type": "http.response.start", "status": 200})
+        if server.worker == "trio":
+            import trio
+
+            with trio.CancelScope() as scope_:
+                waiting.append((scope_.cancel, send))
+                await receive()
+        else:
+            task = asyncio.ensure_future(receive())
+            await asyncio.sleep(0)
+            waiting.append((task.cancel, send))
+            await asyncio.wait([task])
+
+    server = serve(app)
+    with server.connect() as first, server.connect() as second:
+        for _ in range(3):
+            first.sendall(request("GET", "/"))
+            wait_until(lambda: bool(waiting))
+            assert second.get("/cancel").status == 200
+            assert first.read_response().body == b"ended"
+    assert server.errors == []
+
+
+def test_the_end_of_a_body_is_told_after_a_pause(serve: Serve) -> None:
+    """All of it was parsed but the end, when reading was paused."""
+    go_on = threading.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "http"
+        if scope["path"] == "/late":
+            while not go_on.is_set():
+                await anyio.sleep(0.01)
+        await respond(send, await read_body(receive))
+
+    server = serve(app)
+    with server.connect() as first, server.connect() as second:
+        body = bytes(70_000)  # more than one block, and more than is kept
+        first.sendall(request("POST", "/late", body=body))
+        for _ in range(5):
+            # Each turn of the loop that answers this also receives what is there.
+            assert second.get("/").status == 200
+        go_on.set()
+        assert first.read_response().body == body
+
+
 def test_the_receive_block_is_not_the_exchanges(serve: Serve) -> None:
     """A body and a pipelined request outlive what the reactor receives next."""
     go_on = threading.Event()
