@@ -7,8 +7,8 @@ its response: it builds the ASGI scope and is the other side of the application'
 a waiter of the worker.
 
 Three rules keep applications apart (see docs/design.md):
-* An application is started only from `_consume`, whose caller is the reactor, never
-  from within another application's `send` or `receive`.
+* An application is started only by `proceed`, whose caller is the reactor, never from
+  within another application's `send` or `receive`.
 * A waiter carries no message. What is to be received stays in the exchange until a
   task really takes it, so that a cancelled `receive()` loses nothing.
 * No code relies on whether an application has run when `spawn` returns.
@@ -234,12 +234,16 @@ cdef class Http1Connection(Protocol):
         cdef bytearray unparsed = self.unparsed
         if self.closing:
             return 0
-        if unparsed is not None:
-            # The local reference keeps the memory; nothing else writes to it.
-            self.unparsed = None
-            self._consume(PyByteArray_AS_STRING(unparsed), PyByteArray_GET_SIZE(unparsed))
-        else:
-            self._consume(b"", 0)       # the end of a message may still be to be told
+        self.proceeding = True
+        try:
+            if unparsed is not None:
+                # The local reference keeps the memory; nothing else writes to it.
+                self.unparsed = None
+                self._consume(PyByteArray_AS_STRING(unparsed), PyByteArray_GET_SIZE(unparsed))
+            else:
+                self._consume(b"", 0)       # the end of a message may still be to be told
+        finally:
+            self.proceeding = False
         if self.eof and self.exchange is None and self.unparsed is None:
             self._close(False)
         return 0
@@ -286,7 +290,7 @@ cdef class Http1Connection(Protocol):
             exchange = self.exchange
             if exchange is not None:
                 if exchange.request_complete or exchange.buffered > BODY_BUFFER:
-                    if exchange.spawned:
+                    if exchange.spawned or not self._may_spawn():
                         break
                     self._spawn()
                     continue
@@ -311,7 +315,7 @@ cdef class Http1Connection(Protocol):
             elif event == INVALID:
                 self._refuse(parser.error_status, parser.error_reason)
             else:
-                if exchange is not None and not exchange.spawned:
+                if exchange is not None and not exchange.spawned and self._may_spawn():
                     self._spawn()
                 break
         return used
@@ -375,6 +379,14 @@ cdef class Http1Connection(Protocol):
         else:
             self.exchange.body_arrived(self.parser.piece, length)
         return 0
+
+    cdef bint _may_spawn(self) except -1:
+        """Applications are started by `proceed`, when the whole batch was received and
+        parsed: to go back and forth between the kernel, the parser and the interpreter
+        for each request costs more than the work itself."""
+        if not self.proceeding:
+            self.transport.call_soon()
+        return self.proceeding
 
     cdef int _spawn(self) except -1:
         cdef HttpExchange exchange = self.exchange

@@ -493,6 +493,11 @@ cdef class Reactor:
                 continue
             try:
                 protocol.proceed()
+            except BaseException as error:
+                self.fail(transport, error)
+        # One kind of work after the other: what was answered leaves now.
+        for transport in deferred:
+            try:
                 transport.flush()
             except BaseException as error:
                 self.fail(transport, error)

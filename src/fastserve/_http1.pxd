@@ -75,6 +75,7 @@ cdef class Http1Connection(Protocol):
         bytearray unparsed              # received, but not its turn yet
         Phase phase
         bint parsing                    # inside _consume: output is flushed afterwards
+        bint proceeding                 # inside proceed: applications may be started
         bint paused
         bint eof
         bint closing
@@ -89,6 +90,7 @@ cdef class Http1Connection(Protocol):
     cdef int _keep(self, const char* data, Py_ssize_t length) except -1
     cdef int _begin(self) except -1
     cdef int _take_body(self) except -1
+    cdef bint _may_spawn(self) except -1
     cdef int _spawn(self) except -1
     cdef int _refuse(self, int status, str reason) except -1
     cdef int _answer(self, int status, str reason, HttpExchange exchange) except -1

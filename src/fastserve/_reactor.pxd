@@ -12,7 +12,7 @@ cdef enum:
     RESUME_BELOW = 16 * 1024    # and until when
     LINGER_MS = 2000            # how long, and for how many bytes, input is thrown away
     LINGER_BYTES = 16 * 1024 * 1024
-    SPARE_BUFFERS = 32          # SendBuffers kept for the next response
+    SPARE_BUFFERS = 256         # SendBuffers kept for the next response
     GATHER_MAX = 64             # pieces in one sendmsg
 
 cdef enum:                      # interest, and what happened
