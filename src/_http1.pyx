@@ -272,6 +272,8 @@ cdef class Http1Connection(Protocol):
             return 0
         if used < length:
             self._keep(data + used, length - used)
+        if not self.proceeding and self.exchange is not None and not self.exchange.spawned:
+            return 0        # `proceed` comes in this very turn, and settles
         if self.eof and self.exchange is not None and (
             self.exchange.request_complete or self.unparsed is None
         ):

@@ -355,7 +355,7 @@ cdef class Reactor:
         self.now = fs_monotonic_ms()
         try:
             count = self.poller.wait(self)
-            count += self.run_deferred()
+            self.run_deferred()
         finally:
             self.polling = False
         self.arm_deferred()

@@ -88,10 +88,8 @@ class TrioWorker(Worker):
 
     def spawn(self, call: ApplicationCall) -> None:
         self.calls.append(call)
-        if not self.has_runner:
-            self._call_runner()
-
-    def _call_runner(self) -> None:
+        if self.has_runner:
+            return
         self.has_runner = True
         if self.idle:
             trio.lowlevel.reschedule(self.idle.pop().task)
@@ -103,7 +101,7 @@ class TrioWorker(Worker):
         """The runner is suspended in a call, or ends: the rest is for another task."""
         self.has_runner = False
         if self.calls:
-            self._call_runner()
+            self.spawn(self.calls.pop())  # put back as it was, and a runner called
 
     async def _run_calls(self) -> None:
         """A task of the pool. While it is the runner it makes one call after the other in a
@@ -111,7 +109,9 @@ class TrioWorker(Worker):
         keeps the task, and another one becomes the runner."""
         task = trio.lowlevel.current_task()
         pooled = PooledTask(task, self.idle)
-        calls, idle, give_way = self.calls, self.idle, self._give_way
+        # Looked up once for the task's life, not for each call.
+        calls, idle, give_way, abort = self.calls, self.idle, self._give_way, pooled.abort
+        new_context, park = self.context.copy, trio.lowlevel.wait_task_rescheduled
         is_runner = True
         sound = True
         # One scope for the task's whole life: one for each call costs far more.
@@ -124,7 +124,7 @@ class TrioWorker(Worker):
                     while is_runner and sound and calls:
                         call = calls.popleft()
                         # What trio makes the task's next step in, if the call suspends.
-                        task.context = context = self.context.copy()
+                        task.context = context = new_context()
                         call.enter(context, give_way)
                         try:
                             await call
@@ -139,7 +139,7 @@ class TrioWorker(Worker):
                     if is_runner:
                         is_runner = self.has_runner = False
                     idle.append(pooled)
-                    await trio.lowlevel.wait_task_rescheduled(pooled.abort)
+                    await park(abort)
                     is_runner = True
         except RuntimeError:
             if sound:
