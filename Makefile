@@ -116,6 +116,6 @@ $(ASAN)/.built: $(ASAN)/venv/.created $(SOURCES) $(wildcard src/fastserve/*.py s
 	cp -R setup.py pyproject.toml README.md LICENSE src $(ASAN)/tree
 	rm -rf $(ASAN)/tree/src/*.c $(ASAN)/tree/src/*.egg-info $(ASAN)/tree/src/fastserve/*.so
 	$(ASAN)/venv/bin/$(BUILD_REQUIRES) > $(ASAN)/requires.txt
-	$(ASAN)/venv/bin/$(PIP_INSTALL) -r $(ASAN)/requires.txt --group test-core
+	$(ASAN)/venv/bin/$(PIP_INSTALL) -r $(ASAN)/requires.txt --group test
 	FASTSERVE_SANITIZE=1 $(ASAN)/venv/bin/$(PIP_INSTALL) --no-build-isolation --force-reinstall $(ASAN)/tree
 	@touch $@

@@ -10,7 +10,7 @@ from glob import glob
 
 from setuptools import Extension, setup
 
-MODULES = ("_buffer", "_transport", "_parser", "_headers", "_http1", "_reactor")
+MODULES = ("_buffer", "_transport", "_parser", "_headers", "_conversation", "_http1", "_reactor")
 
 DECLARATIONS = sorted(glob("src/fastserve/*.pxd"))
 

@@ -3,15 +3,7 @@
 `Http1Connection` turns received bytes into exchanges, one at a time and in order, and
 keeps or closes the connection (RFC 9112 section 9). `HttpExchange` is one request and
 its response: it builds the ASGI scope and is the other side of the application's
-`receive` and `send`. Neither knows a socket or an event loop; who has to wait, waits on
-a waiter of the worker.
-
-Three rules keep applications apart (see docs/design.md):
-* An application is started only by `proceed`, whose caller is the reactor, never from
-  within another application's `send` or `receive`.
-* A waiter carries no message. What is to be received stays in the exchange until a
-  task really takes it, so that a cancelled `receive()` loses nothing.
-* No code relies on whether an application has run when `spawn` returns.
+`receive` and `send` (see fastserve._conversation). Neither knows a socket.
 """
 
 cimport cython
@@ -20,40 +12,13 @@ from cpython.bytearray cimport (
 )
 from cpython.bytes cimport PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.dict cimport PyDict_Copy
-from cpython.object cimport PyObject
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
+from fastserve._conversation import ClientDisconnected
+
+from fastserve._conversation cimport WAIT_WRITABLE, get, is_disconnect
 from fastserve._headers cimport append_chunk_size, append_content_length
 from fastserve._parser cimport DATA, END, HEAD, INVALID
-
-
-cdef extern from "Python.h":
-    ctypedef enum PySendResult:
-        PYGEN_RETURN
-        PYGEN_ERROR
-        PYGEN_NEXT
-    PySendResult PyIter_Send(
-        PyObject* iterator, PyObject* value, PyObject** result
-    ) except PYGEN_ERROR
-    bint PyCoro_CheckExact(object)
-    int PyContext_Enter(object) except -1
-    int PyContext_Exit(object) except -1
-    PyObject* PyDict_GetItemWithError(PyObject* mapping, PyObject* key) except? NULL
-    void PyErr_SetObject(PyObject* kind, PyObject* value) noexcept
-    PyObject* PyExc_StopIteration
-    void Py_INCREF_pointer "Py_INCREF"(PyObject*) noexcept
-    void Py_DECREF_pointer "Py_DECREF"(PyObject*) noexcept
-    ctypedef PyObject* (*iternextfunc)(PyObject*)
-    ctypedef struct SlotsOfType "PyTypeObject":
-        iternextfunc tp_iternext
-
-
-class ClientDisconnected(OSError):
-    """The client is gone, so `send()` has nobody to send to (ASGI HTTP spec, 2.4).
-
-    Raised only where the `raise_on_disconnect` option asks for it. An application may
-    let it pass: the server takes it for the end of the exchange, not for an error.
-    """
 
 
 cdef str TYPE = "type"
@@ -72,20 +37,13 @@ cdef int64_t _microseconds() noexcept:
     return <int64_t>now.tv_sec * 1000000 + now.tv_nsec // 1000
 
 
-cdef object _get(dict message, str key, object default):
-    cdef PyObject* found = PyDict_GetItemWithError(<PyObject*>message, <PyObject*>key)
-    return default if found == NULL else <object>found
-
-
 cdef class Http1Factory(ProtocolFactory):
     """What all connections of one server have in common."""
 
     def __init__(
         self,
-        application,
-        worker,
+        Host host not None,
         *,
-        report,
         access=None,
         state=None,
         str scheme="http",
@@ -102,19 +60,11 @@ cdef class Http1Factory(ProtocolFactory):
         double keep_alive_timeout=75,
         int64_t body_min_rate=240,
     ):
-        """`application`: an ASGI 3 callable. `worker`: see fastserve.worker.Worker.
-        `report(exception)`: called with what an application raised. `access`: called
-        for each response with client, method, raw_path, query_string, http_version,
+        """`access`: called for each response with client, method, raw_path, query_string, http_version,
         status, body length in bytes, and microseconds. `state`: the lifespan's, copied
         for each request; None where the application has no lifespan. Timeouts are in
         seconds, `body_min_rate` in bytes a second (0: any), limits in bytes."""
-        self.application = application
-        self.spawn = worker.spawn
-        self.raised = worker.raised
-        self.new_waiter = worker.waiter
-        self.wake = worker.wake
-        self.checkpoint = worker.checkpoint
-        self.report = report
+        self.host = host
         self.access = access
         self.state = state
         self.root_path = root_path
@@ -150,19 +100,9 @@ cdef class Http1Factory(ProtocolFactory):
         if state is not None:
             self.scope["state"] = None
 
-    def drain(self, on_idle):
-        """From now on every response ends its connection; `on_idle()` is called each time
-        that no application is running any more."""
+    def drain(self):
+        """From now on every response ends its connection."""
         self.draining = True
-        self.on_idle = on_idle
-        if self.in_flight == 0:
-            on_idle()
-
-    cdef int exchange_ended(self) except -1:
-        self.in_flight -= 1
-        if self.in_flight == 0 and self.on_idle is not None:
-            self.on_idle()
-        return 0
 
     cdef int append_own_fields(self, ResponseHead head, SendBuffer out) except -1:
         """Date and Server, unless the application set its own or the option is off."""
@@ -338,6 +278,7 @@ cdef class Http1Connection(Protocol):
         cdef str path = parser.path
         exchange.connection = self
         exchange.factory = factory
+        exchange.host = factory.host
         exchange.scope = scope
         exchange.keep_alive = parser.keep_alive
         exchange.owes_continue = parser.expect_continue
@@ -392,15 +333,8 @@ cdef class Http1Connection(Protocol):
 
     cdef int _spawn(self) except -1:
         cdef HttpExchange exchange = self.exchange
-        cdef ApplicationCall call = ApplicationCall.__new__(ApplicationCall)
         exchange.spawned = True
-        self.factory.in_flight += 1
-        call.exchange = exchange
-        try:
-            self.factory.spawn(call)
-        except BaseException as error:
-            exchange.finished(error)
-        return 0
+        return self.factory.host.start(exchange)
 
     cdef int _refuse(self, int status, str reason) except -1:
         """The server's own answer, and the end of the connection. What has begun to be
@@ -530,56 +464,35 @@ cdef str _below(str root_path, str path):
     return root_path + path
 
 
-@cython.final
-@cython.freelist(64)
-cdef class HttpExchange:
-    """One request, its response, and the application between them.
-
-    `receive` and `send` are the ASGI callables. Both return an awaitable that is done
-    already unless there is something to wait for. `finished` and `cancelled` are for
-    the worker to say how the application has ended.
-    """
+cdef class HttpExchange(Conversation):
+    """One request, its response, and the application between them."""
 
     def finished(self, error):
-        """The application has ended: with the exception `error`, or None."""
-        if error is not None and not _is_disconnect(error):
-            self.factory.report(error)
+        if error is not None and not is_disconnect(error):
+            self.host.report(error)
         if self.progress < COMPLETE and not self.lost:
             # Once the client has left, to stop is what an application is to do.
             if error is None and not self.disconnected:
-                self.factory.report(
+                self.host.report(
                     RuntimeError("the application returned without a complete response")
                 )
             self.connection._refuse(500, "Internal Server Error")
-        self.factory.exchange_ended()
+        self.host.ended()
 
     def cancelled(self):
-        """The server has cancelled the application."""
         if self.progress < COMPLETE and not self.lost:
             self.connection._refuse(503, "The server is shutting down.")
-        self.factory.exchange_ended()
-
-    def receive(self):
-        """The next message of the request, or of its end (ASGI HTTP spec)."""
-        cdef Awaitable awaitable = Awaitable.__new__(Awaitable)
-        awaitable.exchange = self
-        awaitable.wait = WAIT_EVENT
-        return awaitable
+        self.host.ended()
 
     def send(self, message):
-        """Take a message of the response (ASGI HTTP spec).
-
-        Raises TypeError, ValueError or RuntimeError, naming the message and its key, for
-        a message that is wrong or comes at the wrong time; ClientDisconnected where the
-        option asks for it."""
         cdef object kind
         if not isinstance(message, dict):
             raise TypeError(f"send() takes a dict, not {type(message).__name__}")
         if self.lost or self.progress == ABANDONED:
             return self._after_disconnect()
-        kind = _get(<dict>message, TYPE, None)
+        kind = get(<dict>message, TYPE, None)
         if self.progress >= COMPLETE:
-            return self._return(0)
+            return self.done(0)
         if kind == RESPONSE_BODY:
             return self._send_body(<dict>message)
         if kind == RESPONSE_START:
@@ -591,14 +504,14 @@ cdef class HttpExchange:
         if self.progress != NOT_STARTED:
             raise RuntimeError("http.response.start was sent already")
         head = ResponseHead.__new__(ResponseHead)
-        head.start(_get(message, "status", None), _get(message, "headers", ()))
+        head.start(get(message, "status", None), get(message, "headers", ()))
         self.head = head
         self.progress = HEAD_KEPT
-        return self._return(0)
+        return self.done(0)
 
     cdef object _send_body(self, dict message):
-        cdef object given = _get(message, BODY, b"")
-        cdef bint more_body = _get(message, MORE_BODY, False)
+        cdef object given = get(message, BODY, b"")
+        cdef bint more_body = get(message, MORE_BODY, False)
         cdef bytes body
         cdef Http1Connection connection = self.connection
         cdef Transport transport = connection.transport
@@ -622,12 +535,12 @@ cdef class HttpExchange:
             transport.flush()
         if not more_body:
             self._complete()
-            return DONE
+            return self.done(0)
         if self.lost:
             return self._after_disconnect()
         if transport.choked:
-            return self._wait(WAIT_WRITABLE)
-        return self._return(PyBytes_GET_SIZE(body))
+            return self.wait(WAIT_WRITABLE)
+        return self.done(PyBytes_GET_SIZE(body))
 
     cdef int _check_length(self, int64_t left, Py_ssize_t length, bint more_body) except -1:
         """Content-Length is a promise to the client (RFC 9110 section 8.6)."""
@@ -735,26 +648,12 @@ cdef class HttpExchange:
     cdef object _after_disconnect(self):
         if self.factory.raise_on_disconnect:
             raise ClientDisconnected("the client is gone")
-        return self._return(0)
+        return self.done(0)
 
-    cdef object _return(self, Py_ssize_t length):
-        return self._wait(WAIT_TURN) if self.spends(length) else DONE
-
-    cdef Awaitable _wait(self, Wait wait):
-        cdef Awaitable awaitable = Awaitable.__new__(Awaitable)
-        awaitable.exchange = self
-        awaitable.wait = wait
-        return awaitable
-
-    cdef bint spends(self, Py_ssize_t length) noexcept:
-        """Count what ended at once; True when the loop must have its turn, since an
-        application that never suspends would keep every other one waiting."""
-        self.free_calls += 1
-        self.free_bytes += length
-        return self.free_calls > FREE_CALLS or self.free_bytes > FREE_BYTES
+    cdef bint may_send(self) noexcept:
+        return self.lost or self.progress >= COMPLETE or not self.connection.transport.choked
 
     cdef dict take_event(self):
-        """The message that is due, or None: wait."""
         cdef bytes body
         cdef Http1Connection connection = self.connection
         cdef Transport transport = connection.transport
@@ -800,280 +699,3 @@ cdef class HttpExchange:
         if lost:
             self.lost = True
         return self.wake_all()
-
-    cdef int wake_all(self) except -1:
-        cdef list waiters = self.waiters
-        if waiters is not None:
-            self.waiters = None
-            for waiter in waiters:
-                self.factory.wake(waiter)
-        return 0
-
-
-cdef bint _is_disconnect(error):
-    """Whether `error` is nothing but ClientDisconnected, also in groups of a task group."""
-    if isinstance(error, BaseExceptionGroup):
-        return error.split(ClientDisconnected)[1] is None
-    return isinstance(error, ClientDisconnected)
-
-
-@cython.final
-@cython.freelist(64)
-cdef class Awaitable:
-    """What `receive` and `send` return when there may be something to wait for.
-
-    It does what a coroutine does, so that `asyncio.create_task(receive())` and a
-    nursery take it for one (collections.abc.Coroutine).
-    """
-
-    def __await__(self):
-        return self
-
-    def __iter__(self):
-        return self
-
-    def __next__(self):
-        return self.send(None)
-
-    def send(self, value):
-        cdef PyObject* result = NULL
-        cdef object outcome
-        if self.advance(value, &result) == PYGEN_NEXT:
-            outcome = <object>result
-            Py_DECREF_pointer(result)
-            return outcome
-        outcome = <object>result
-        Py_DECREF_pointer(result)
-        raise StopIteration(outcome)
-
-    def throw(self, *error):
-        if self.inner is None:
-            _raise(*error)
-        try:
-            return self.inner.throw(*error)
-        except StopIteration:
-            self._detach()
-            return self.send(None)
-        except BaseException:
-            self._detach()
-            raise
-
-    def close(self):
-        if self.inner is not None:
-            inner = self.inner
-            self._detach()
-            if hasattr(inner, "close"):
-                inner.close()
-
-    cdef int advance(self, object value, PyObject** result) except -1:
-        """One step: PYGEN_NEXT and what the loop is to have, or PYGEN_RETURN and the
-        outcome, in `result`, a new reference."""
-        cdef HttpExchange exchange = self.exchange
-        cdef object outcome = None
-        cdef object waiter
-        cdef int step
-        cdef bint yields
-        while True:
-            if self.inner is not None:
-                try:
-                    step = PyIter_Send(<PyObject*>self.inner, <PyObject*>value, result)
-                except BaseException:
-                    self._detach()
-                    raise
-                if step == PYGEN_NEXT:
-                    return PYGEN_NEXT
-                self._detach()
-                Py_DECREF_pointer(result[0])
-                value = None
-                exchange.free_calls = 0
-                exchange.free_bytes = 0
-                if self.wait == WAIT_TURN:
-                    break
-            yields = self.wait == WAIT_TURN
-            if self.wait == WAIT_EVENT:
-                yields = exchange.spends(0)
-                if not yields:
-                    outcome = exchange.take_event()
-                    if outcome is not None:
-                        break
-            elif self.wait == WAIT_WRITABLE:
-                if (
-                    exchange.lost
-                    or exchange.progress >= COMPLETE
-                    or not exchange.connection.transport.choked
-                ):
-                    break
-            if yields:
-                self.inner = exchange.factory.checkpoint()
-                continue
-            waiter = exchange.factory.new_waiter()
-            if exchange.waiters is None:
-                exchange.waiters = [waiter]
-            else:
-                exchange.waiters.append(waiter)
-            self.waiter = waiter
-            self.inner = waiter.__await__()
-        Py_INCREF_pointer(<PyObject*>outcome)
-        result[0] = <PyObject*>outcome
-        return PYGEN_RETURN
-
-    cdef int _detach(self) except -1:
-        cdef list waiters = self.exchange.waiters
-        if self.waiter is not None and waiters is not None and self.waiter in waiters:
-            waiters.remove(self.waiter)
-        self.waiter = None
-        self.inner = None
-        return 0
-
-
-@cython.final
-@cython.freelist(64)
-cdef class ApplicationCall:
-    """The coroutine of a worker's task: the application's own, and the word to the
-    exchange when it ends. `asyncio.current_task().get_coro()` is one of these."""
-
-    def enter(self, context, on_suspend):
-        """For a task that runs several calls in one step of its own: the first step of
-        this one is made in `context`, and `on_suspend()` is called, and `suspended` set,
-        if it does not end there. The task's later steps are to be made in `context` too."""
-        self.context = context
-        self.on_suspend = on_suspend
-
-    def __await__(self):
-        return self
-
-    def __iter__(self):
-        return self
-
-    def __next__(self):
-        return self.send(None)
-
-    def send(self, value):
-        cdef PyObject* result = NULL
-        cdef object outcome
-        if self.advance(value, &result) == PYGEN_RETURN:
-            raise StopIteration
-        outcome = <object>result
-        Py_DECREF_pointer(result)
-        return outcome
-
-    def throw(self, *error):
-        try:
-            if self.inner is None:
-                _raise(*error)
-            return self.inner.throw(*error)
-        except StopIteration:
-            self.exchange.finished(None)
-            raise
-        except BaseException as raised:
-            if self.exchange.factory.raised(self.exchange, raised):
-                raise
-        raise StopIteration
-
-    def close(self):
-        if self.inner is not None:
-            self.inner.close()
-
-    cdef int advance(self, object value, PyObject** result) except -1:
-        """One step: PYGEN_NEXT and what the loop is to have, in `result`, a new
-        reference; or PYGEN_RETURN."""
-        cdef HttpExchange exchange = self.exchange
-        cdef dict scope
-        cdef object context = None
-        try:
-            if self.inner is None:
-                scope = exchange.scope
-                exchange.scope = None
-                context = self.context
-                if context is not None:
-                    PyContext_Enter(context)
-                self.inner = exchange.factory.application(scope, exchange.receive, exchange.send)
-                if not PyCoro_CheckExact(self.inner):
-                    self.inner = _iterator(self.inner)
-            if PyIter_Send(<PyObject*>self.inner, <PyObject*>value, result) == PYGEN_NEXT:
-                if context is not None:
-                    self.suspended = True
-                    self.on_suspend()
-                return PYGEN_NEXT
-        except BaseException as error:
-            # Whether it is the application's or the loop's own, only the worker knows.
-            if exchange.factory.raised(exchange, error):
-                raise
-            return PYGEN_RETURN
-        finally:
-            if context is not None:
-                PyContext_Exit(context)
-        Py_DECREF_pointer(result[0])
-        result[0] = NULL
-        exchange.finished(None)
-        return PYGEN_RETURN
-
-
-@cython.final
-@cython.internal
-cdef class Done:
-    """An awaitable that is done: what `send` returns when there is nothing to wait for."""
-
-    def __await__(self):
-        return self
-
-    def __iter__(self):
-        return self
-
-    def __next__(self):
-        raise StopIteration
-
-    def send(self, value):
-        raise StopIteration
-
-    def throw(self, *error):
-        _raise(*error)
-
-    def close(self):
-        """Nothing is open."""
-
-
-cdef Done DONE = Done.__new__(Done)
-
-
-cdef object _iterator(awaitable):
-    if not hasattr(awaitable, "__await__"):
-        raise TypeError(
-            f"the application returned {type(awaitable).__name__}, which cannot be awaited"
-        )
-    return awaitable.__await__()
-
-
-def _raise(kind, value=None, traceback=None):
-    """What generator.throw() does with its arguments."""
-    if isinstance(kind, BaseException):
-        raise kind
-    raise kind if value is None else value if isinstance(value, BaseException) else kind(value)
-
-
-# `await` asks tp_iternext. A __next__ compiled by Cython would leave it with a traceback
-# entry, made anew for each StopIteration; these say the same without one.
-
-cdef PyObject* _next_of_awaitable(PyObject* awaitable) except? NULL:
-    cdef PyObject* result = NULL
-    if (<Awaitable>awaitable).advance(None, &result) == PYGEN_NEXT:
-        return result
-    if result != <PyObject*>None:
-        PyErr_SetObject(PyExc_StopIteration, result)
-    Py_DECREF_pointer(result)
-    return NULL
-
-
-cdef PyObject* _next_of_call(PyObject* call) except? NULL:
-    cdef PyObject* result = NULL
-    (<ApplicationCall>call).advance(None, &result)
-    return result
-
-
-cdef PyObject* _next_of_done(PyObject* done) except? NULL:
-    return NULL
-
-
-(<SlotsOfType*>ApplicationCall).tp_iternext = <iternextfunc>_next_of_call
-(<SlotsOfType*>Awaitable).tp_iternext = <iternextfunc>_next_of_awaitable
-(<SlotsOfType*>Done).tp_iternext = <iternextfunc>_next_of_done

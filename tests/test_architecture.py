@@ -26,27 +26,37 @@ ARROWS = {
     "_headers": {"_buffer"},
     # What a protocol and a socket promise each other; neither knows the other.
     "_transport": {"_buffer"},
-    "_http1": {"_buffer", "_headers", "_parser", "_transport"},
+    "_conversation": set(),
+    "_http1": {"_buffer", "_conversation", "_headers", "_parser", "_transport"},
     "_reactor": {"_buffer", "_transport"},
     # One loop each.
-    "worker": {"_http1", "_reactor"},
-    "worker_asyncio": {"_http1", "_reactor", "worker"},
-    "worker_trio": {"_http1", "_reactor", "worker"},
+    "worker": {"_conversation", "_reactor"},
+    "worker_asyncio": {"_conversation", "_reactor", "worker"},
+    "worker_trio": {"_conversation", "_reactor", "worker"},
     # The process around them.
     "config": set(),
     "log": {"config"},
     "application": {"config"},
     "lifespan": {"application", "config", "log", "worker"},
-    "server": {"_http1", "_reactor", "application", "config", "lifespan", "log", "worker"},
+    "server": {
+        "_conversation",
+        "_http1",
+        "_reactor",
+        "application",
+        "config",
+        "lifespan",
+        "log",
+        "worker",
+    },
     "cli": {"__init__", "application", "config", "server"},
-    "__init__": {"_http1", "config", "server"},
+    "__init__": {"_conversation", "config", "server"},
     "__main__": {"cli"},
 }
 
 # Arrows that are only a name in a string, imported when it is asked for.
 BY_NAME = {
     "worker": {"worker_asyncio", "worker_trio"},
-    "__init__": {"_http1", "config", "server"},
+    "__init__": {"_conversation", "config", "server"},
 }
 
 COMPILED = {name for name in ARROWS if name.startswith("_") and not name.startswith("__")}
@@ -60,6 +70,7 @@ COMPILED_MAY_HAVE = {
     "_parser": DECLARATIONS,
     "_headers": DECLARATIONS | {"http"},
     "_transport": DECLARATIONS,
+    "_conversation": DECLARATIONS,
     "_http1": DECLARATIONS | {"posix.time"},
     "_reactor": DECLARATIONS | {"os"},
 }
@@ -69,7 +80,8 @@ C_HEADERS = {
     "_parser": {"Python.h"},
     "_headers": {"time.h"},
     "_transport": set(),
-    "_http1": {"Python.h"},
+    "_conversation": {"Python.h"},
+    "_http1": set(),
     "_reactor": {
         "arpa/inet.h", "errno.h", "fcntl.h", "netinet/in.h", "string.h", "sys/epoll.h",
         "sys/socket.h", "sys/timerfd.h", "sys/uio.h", "time.h", "unistd.h",
@@ -332,16 +344,16 @@ class TestLoops:
         assert known == KNOWS_LOOP.get(module, set())
 
     @pytest.mark.parametrize("module", ["worker", "worker_asyncio", "worker_trio"])
-    def test_of_http_a_worker_knows_two_types(self, module: str) -> None:
+    def test_of_asgi_a_worker_knows_two_types(self, module: str) -> None:
         """It names them where it says what it takes, and never touches them."""
         tree = ast.parse((PACKAGE / f"{module}.py").read_text())
         names = {
             alias.asname or alias.name
             for node in ast.walk(tree)
-            if isinstance(node, ast.ImportFrom) and node.module == "fastserve._http1"
+            if isinstance(node, ast.ImportFrom) and node.module == "fastserve._conversation"
             for alias in node.names
         }
-        assert names <= {"ApplicationCall", "HttpExchange"}
+        assert names <= {"ApplicationCall", "Conversation"}
         annotations = {
             id(inner)
             for node in ast.walk(tree)

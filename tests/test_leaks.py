@@ -22,7 +22,7 @@ import anyio
 import pytest
 from conftest import PATIENCE, Client, Running, Serve, read_body, request, respond
 
-from fastserve import _buffer, _headers, _http1, _parser, _reactor, _transport
+from fastserve import _buffer, _conversation, _headers, _http1, _parser, _reactor, _transport
 
 pytestmark = pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc")
 combinations = pytest.mark.parametrize(
@@ -34,7 +34,7 @@ combinations = pytest.mark.parametrize(
 # Every type of the compiled modules whose instances the collector knows, by its own name.
 TYPES = {
     kind
-    for module in (_buffer, _headers, _http1, _parser, _reactor, _transport)
+    for module in (_buffer, _conversation, _headers, _http1, _parser, _reactor, _transport)
     for kind in vars(module).values()
     if isinstance(kind, type) and kind.__module__ == module.__name__
 }

@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fastserve._http1 import ClientDisconnected
+    from fastserve._conversation import ClientDisconnected
     from fastserve.config import Config, ConfigError
     from fastserve.server import run, serve
 
@@ -17,7 +17,7 @@ __version__ = "0.1.0"
 __all__ = ["ClientDisconnected", "Config", "ConfigError", "__version__", "run", "serve"]
 
 _HOMES = {
-    "ClientDisconnected": "fastserve._http1",
+    "ClientDisconnected": "fastserve._conversation",
     "Config": "fastserve.config",
     "ConfigError": "fastserve.config",
     "run": "fastserve.server",

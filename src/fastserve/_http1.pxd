@@ -1,8 +1,8 @@
 # Declarations of fastserve._http1. No ABI is promised between releases.
-from cpython.object cimport PyObject
 from libc.stdint cimport int64_t
 
 from fastserve._buffer cimport SendBuffer
+from fastserve._conversation cimport Conversation, Host
 from fastserve._headers cimport DateLine, ResponseHead
 from fastserve._parser cimport RequestParser
 from fastserve._transport cimport Protocol, ProtocolFactory, Transport
@@ -13,8 +13,6 @@ cdef enum:
     PIPELINE_BATCH = 64             # requests answered before the loop gets its turn
     COLLECT = 128 * 1024            # output collected while an application runs
     DRAIN_BYTES = 256 * 1024        # of an unread body, read to keep the connection
-    FREE_CALLS = 64                 # receive and send calls that end at once,
-    FREE_BYTES = 256 * 1024         # and bytes they carry, before the loop gets its turn
 
 cdef enum Phase:                    # of a connection: what its deadline is for
     PHASE_FIRST                     # nothing received yet
@@ -36,19 +34,11 @@ cdef enum Framing:                  # of a response body, RFC 9112 section 6
     FRAMING_CHUNKED
     FRAMING_CLOSE                   # until the connection is closed: HTTP/1.0
 
-cdef enum Wait:                     # what an awaitable waits for
-    WAIT_EVENT                      # a message for receive()
-    WAIT_WRITABLE                   # the peer to read
-    WAIT_TURN                       # the loop to have had its turn
-
 
 cdef class Http1Factory(ProtocolFactory):
     cdef:
-        object application
-        object spawn, raised, new_waiter, wake, checkpoint      # the worker's
-        object report
+        Host host
         object access
-        object on_idle
         dict scope
         dict asgi
         dict state
@@ -61,9 +51,7 @@ cdef class Http1Factory(ProtocolFactory):
         int64_t limit_body
         int64_t header_timeout, body_timeout, keep_alive_timeout
         int64_t body_min_rate
-        readonly Py_ssize_t in_flight   # exchanges whose application has not ended
 
-    cdef int exchange_ended(self) except -1
     cdef int append_own_fields(self, ResponseHead head, SendBuffer out) except -1
 
 
@@ -101,13 +89,11 @@ cdef class Http1Connection(Protocol):
     cdef int _set_body_deadline(self, int64_t now) except -1
 
 
-cdef class HttpExchange:
+cdef class HttpExchange(Conversation):
     cdef:
         Http1Connection connection
         Http1Factory factory
-        dict scope
         ResponseHead head
-        list waiters                    # of the tasks in receive() or send(); None: nobody
         bytes body                      # received and not taken; None: nothing
         list more_body                  # further pieces of it
         Py_ssize_t buffered
@@ -123,8 +109,6 @@ cdef class HttpExchange:
         bint is_head
         bint is_http10
         bint keep_alive
-        int free_calls
-        Py_ssize_t free_bytes
         # for the access line
         str method
         bytes raw_path
@@ -133,41 +117,14 @@ cdef class HttpExchange:
         int64_t sent
         int64_t begun
 
-    cdef dict take_event(self)
     cdef int body_arrived(self, const char* data, Py_ssize_t length) except -1
-    cdef int wake_all(self) except -1
     cdef int disconnect(self, bint lost) except -1
-    cdef bint spends(self, Py_ssize_t length) noexcept
     cdef object _start(self, dict message)
     cdef object _send_body(self, dict message)
     cdef int _check_length(self, int64_t left, Py_ssize_t length, bint more_body) except -1
     cdef bint _leaves_too_much(self, bint more_body) noexcept
     cdef int log_access(self) except -1
-    cdef object _return(self, Py_ssize_t length)
-    cdef Awaitable _wait(self, Wait wait)
     cdef int _write_head(self, Py_ssize_t length, bint more_body) except -1
     cdef int _write_body(self, bytes body, bint more_body) except -1
     cdef int _complete(self) except -1
     cdef object _after_disconnect(self)
-
-
-cdef class Awaitable:
-    cdef:
-        HttpExchange exchange
-        Wait wait
-        object waiter
-        object inner                    # the waiter's iterator, while waiting
-
-    cdef int advance(self, object value, PyObject** result) except -1
-    cdef int _detach(self) except -1
-
-
-cdef class ApplicationCall:
-    cdef:
-        HttpExchange exchange
-        object inner                    # the application's coroutine, once it was called
-        object context                  # of the first step; None: the task's
-        object on_suspend
-        readonly bint suspended
-
-    cdef int advance(self, object value, PyObject** result) except -1

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
+from fastserve._conversation import Host
 from fastserve._http1 import Http1Factory
 from fastserve._reactor import Reactor
 from fastserve.application import ASGI3, load
@@ -203,7 +204,8 @@ class Server:
                 report=_report_reactor,
             )
             stack.callback(reactor.close)
-            factory = _factory(self.application, worker, self.config, lifespan.state, self._access)
+            host = Host(self.application, worker, report=_report_application)
+            factory = _factory(host, self.config, lifespan.state, self._access)
             worker.drive(reactor)
             stack.callback(worker.stop_driving)
             for listening in self._listening:
@@ -216,19 +218,22 @@ class Server:
                 self._skip_waiting()
                 raise
             finally:
-                await self._drain(worker, reactor, factory)
+                await self._drain(worker, reactor, host, factory)
 
-    async def _drain(self, worker: Worker, reactor: Reactor, factory: Http1Factory) -> None:
+    async def _drain(
+        self, worker: Worker, reactor: Reactor, host: Host, factory: Http1Factory
+    ) -> None:
         reactor.stop_accepting()
         for listening in self._listening:
             listening.close()
         over = self._over = Event(worker)
 
         def check() -> None:
-            if reactor.connections == 0 and factory.in_flight == 0:
+            if reactor.connections == 0 and host.in_flight == 0:
                 over.set()
 
-        factory.drain(check)
+        factory.drain()
+        host.drain(check)
         reactor.drain(check)
         try:
             if not self._hurry:
@@ -237,25 +242,22 @@ class Server:
             self._skip_waiting()
             raise
         finally:
-            if factory.in_flight:
-                logger.warning("cancelling %d requests that are still under way", factory.in_flight)
-                worker.cancel_exchanges()
+            if host.in_flight:
+                logger.warning("cancelling %d requests that are still under way", host.in_flight)
+                worker.cancel_calls()
                 ended = Event(worker)
-                factory.drain(ended.set)
+                host.drain(ended.set)
                 await worker.within(HURRY, ended.wait, shielded=True)
 
 
 def _factory(
-    application: ASGI3,
-    worker: Worker,
+    host: Host,
     config: Config,
     state: dict[str, Any] | None,
     access: AccessLog | None,
 ) -> Http1Factory:
     return Http1Factory(
-        application,
-        worker,
-        report=_report_application,
+        host,
         access=None if access is None else access.write,
         state=state,
         root_path=config.root_path,

@@ -1,7 +1,7 @@
 """The contract between an event loop and everything else.
 
 A worker is the one place that knows its loop. The compiled core asks it to run an
-exchange as a task, to suspend a task until it is woken, and to poll the reactor;
+application as a task, to suspend a task until it is woken, and to poll the reactor;
 the server asks it for time, signals and background tasks. It knows no HTTP and no
 ASGI message.
 """
@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from typing import Any, ClassVar, Protocol
 
-from fastserve._http1 import ApplicationCall, HttpExchange
+from fastserve._conversation import ApplicationCall, Conversation
 from fastserve._reactor import Reactor
 
 __all__ = ["READABLE", "WORKERS", "WRITABLE", "Event", "MissingLibrary", "Waiter", "Worker", "find"]
@@ -52,7 +52,7 @@ class Worker(ABC):
     name: ClassVar[str]
 
     def __init__(self) -> None:
-        # Each exchange gets a copy: none inherits what another application has set.
+        # Each call of the application gets a copy: none inherits what another application has set.
         self.context = contextvars.copy_context()
 
     @classmethod
@@ -68,8 +68,8 @@ class Worker(ABC):
         have run when this returns."""
 
     @abstractmethod
-    def raised(self, exchange: HttpExchange, error: BaseException) -> bool:
-        """An application raised: tell its exchange whether it failed or was cancelled;
+    def raised(self, conversation: Conversation, error: BaseException) -> bool:
+        """An application raised: tell its conversation whether it failed or was cancelled;
         True if the error is to go on into the loop."""
 
     @abstractmethod
@@ -125,8 +125,8 @@ class Worker(ABC):
         shielded, it runs to its end even if the caller has been cancelled before."""
 
     @abstractmethod
-    def cancel_exchanges(self) -> None:
-        """Cancel the application of every exchange that is under way."""
+    def cancel_calls(self) -> None:
+        """Cancel every call of the application that is under way."""
 
     @abstractmethod
     def on_signals(self, signals: tuple[int, ...], callback: Callable[[int], None]) -> None:

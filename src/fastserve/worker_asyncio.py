@@ -8,7 +8,7 @@ import sys
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, ClassVar
 
-from fastserve._http1 import ApplicationCall, HttpExchange
+from fastserve._conversation import ApplicationCall, Conversation
 from fastserve._reactor import Reactor
 from fastserve.worker import READABLE, WRITABLE, Worker
 
@@ -24,7 +24,7 @@ class AsyncioWorker(Worker):
         super().__init__()
         self.loop = asyncio.get_running_loop()
         # A task that nobody holds may be collected while it waits.
-        self.exchanges: set[asyncio.Task[None]] = set()
+        self.calls: set[asyncio.Task[None]] = set()
         self.background: set[asyncio.Task[None]] = set()
         self.signals: tuple[int, ...] = ()
         self.timer: asyncio.TimerHandle | None = None
@@ -44,23 +44,23 @@ class AsyncioWorker(Worker):
         def spawn(self, call: ApplicationCall) -> None:
             task = asyncio.Task(call, loop=self.loop, context=self.context.copy(), eager_start=True)
             if not task.done():
-                self.exchanges.add(task)
-                task.add_done_callback(self.exchanges.discard)
+                self.calls.add(task)
+                task.add_done_callback(self.calls.discard)
     else:
 
         def spawn(self, call: ApplicationCall) -> None:
             task = self.loop.create_task(call, context=self.context.copy())
-            self.exchanges.add(task)
-            task.add_done_callback(self.exchanges.discard)
+            self.calls.add(task)
+            task.add_done_callback(self.calls.discard)
 
-    def raised(self, exchange: HttpExchange, error: BaseException) -> bool:
+    def raised(self, conversation: Conversation, error: BaseException) -> bool:
         if isinstance(error, asyncio.CancelledError):
             # An application may also raise it of its own accord: that is its error.
             task = asyncio.current_task()
             if task is not None and task.cancelling():
-                exchange.cancelled()
+                conversation.cancelled()
                 return True
-        exchange.finished(error)
+        conversation.finished(error)
         if isinstance(error, KeyboardInterrupt):
             # Not through the reactor, which it would tear apart: as the signal that it is.
             signal.raise_signal(signal.SIGINT)
@@ -102,7 +102,7 @@ class AsyncioWorker(Worker):
             self.timer.cancel()
         for number in self.signals:
             self.loop.remove_signal_handler(number)
-        tasks = self.exchanges | self.background
+        tasks = self.calls | self.background
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -152,8 +152,8 @@ class AsyncioWorker(Worker):
             raise cancelled
         return task.result()
 
-    def cancel_exchanges(self) -> None:
-        for task in self.exchanges:
+    def cancel_calls(self) -> None:
+        for task in self.calls:
             task.cancel()
 
     def on_signals(self, signals: tuple[int, ...], callback: Callable[[int], None]) -> None:

@@ -11,13 +11,13 @@ from typing import Any, ClassVar
 import trio
 from trio.lowlevel import Abort, RaiseCancelT, Task
 
-from fastserve._http1 import ApplicationCall, HttpExchange
+from fastserve._conversation import ApplicationCall, Conversation
 from fastserve._reactor import Reactor
 from fastserve.worker import READABLE, WRITABLE, Worker
 
 __all__ = ["TrioWorker"]
 
-# Tasks kept for the next exchanges when there is nothing to do.
+# Tasks kept for the next calls when there is nothing to do.
 MOST_IDLE = 128
 
 
@@ -149,18 +149,18 @@ class TrioWorker(Worker):
             if is_runner:
                 give_way()
 
-    def raised(self, exchange: HttpExchange, error: BaseException) -> bool:
+    def raised(self, conversation: Conversation, error: BaseException) -> bool:
         if isinstance(error, trio.Cancelled):
-            exchange.cancelled()
+            conversation.cancelled()
             return True
         cancelled = None
         if isinstance(error, BaseExceptionGroup):
             cancelled, rest = error.split(trio.Cancelled)
             if rest is None:
-                exchange.cancelled()
+                conversation.cancelled()
                 return True
             error = rest
-        exchange.finished(error)
+        conversation.finished(error)
         if isinstance(error, KeyboardInterrupt):
             # Not through the nursery, which it would end: as the signal that it is.
             signal.raise_signal(signal.SIGINT)
@@ -264,7 +264,7 @@ class TrioWorker(Worker):
             await function()
         return not scope.cancelled_caught
 
-    def cancel_exchanges(self) -> None:
+    def cancel_calls(self) -> None:
         for scope in self.scopes:
             scope.cancel()
 
