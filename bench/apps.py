@@ -1,10 +1,13 @@
 """The applications that every server is measured with: ASGI 3, no imports, nothing clever.
 
-Neither takes part in the lifespan protocol; raising is how an application says so.
+None takes part in the lifespan protocol; raising is how an application says so.
 """
 
 HELLO = b"Hello, world!"
 HELLO_HEADERS = [(b"content-type", b"text/plain"), (b"content-length", b"13")]
+
+# The send() of each connection that listens to what is broadcast.
+LISTENERS = set()
 
 
 async def plaintext(scope, receive, send):
@@ -31,3 +34,43 @@ async def echo(scope, receive, send):
     ]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": body})
+
+
+async def websocket_echo(scope, receive, send):
+    """Every text message is sent back."""
+    assert scope["type"] == "websocket"
+    await receive()
+    await send({"type": "websocket.accept"})
+    while True:
+        event = await receive()
+        if event["type"] == "websocket.disconnect":
+            return
+        await send({"type": "websocket.send", "text": event["text"]})
+
+
+async def broadcast(scope, receive, send):
+    """What the connection to /speak says goes to every other one, and at last back to it."""
+    assert scope["type"] == "websocket"
+    await receive()
+    if scope["path"] == "/speak":
+        await send({"type": "websocket.accept"})
+        await _speak(receive, send)
+        return
+    # Before accepting: a client may have all its connections before this task goes on.
+    LISTENERS.add(send)
+    try:
+        await send({"type": "websocket.accept"})
+        await receive()  # a listener says nothing; this is its end
+    finally:
+        LISTENERS.discard(send)
+
+
+async def _speak(receive, send):
+    while True:
+        event = await receive()
+        if event["type"] == "websocket.disconnect":
+            return
+        text = event["text"]
+        for listener in tuple(LISTENERS):
+            await listener({"type": "websocket.send", "text": text})
+        await send({"type": "websocket.send", "text": text})

@@ -6,7 +6,11 @@
  * must not hold an empty line), and the answer is always the same, with the headers that
  * fastserve sends, so that the bytes on the wire are comparable.
  *
- * usage: floor PORT [BODY_SIZE]      listens on 127.0.0.1 only
+ * With "broadcast", a head is answered as if it had been a WebSocket handshake with the sample
+ * key of RFC 6455; whatever comes after it has one constant frame sent to every connection that
+ * has had that answer, one send for each.
+ *
+ * usage: floor PORT [BODY_SIZE | broadcast]      listens on 127.0.0.1 only
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -26,6 +30,7 @@ enum {
     RECEIVE_SIZE = 65536,
     MAX_BODY = 16384,
     BATCH = 64, /* answers that one send carries at most */
+    MESSAGE_SIZE = 100,
 };
 
 static const char hello[] = "Hello, world!";
@@ -36,10 +41,19 @@ static const char head_format[] = "HTTP/1.1 200 OK\r\n"
                                   "server: fastserve\r\n"
                                   "\r\n";
 
+static const char upgrade[] = "HTTP/1.1 101 Switching Protocols\r\n"
+                              "upgrade: websocket\r\n"
+                              "connection: Upgrade\r\n"
+                              "sec-websocket-accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n"
+                              "\r\n";
+
 static char received[RECEIVE_SIZE];
 static char *answers;                           /* BATCH answers, one after another */
 static size_t answer_size;
 static unsigned char matched[MAX_DESCRIPTORS];  /* bytes of "\r\n\r\n" seen, per descriptor */
+static unsigned char upgraded[MAX_DESCRIPTORS];
+static int highest;                             /* the highest descriptor that was upgraded */
+static char frame[2 + MESSAGE_SIZE] = {(char)0x81, MESSAGE_SIZE}; /* a whole text message */
 
 static void die(const char *what)
 {
@@ -119,6 +133,39 @@ static void serve(int connection)
         close(connection);
 }
 
+/* As with answers: who cannot take it at once loses the connection. */
+static void broadcast(void)
+{
+    for (int connection = 0; connection <= highest; connection++) {
+        if (!upgraded[connection])
+            continue;
+        if (send(connection, frame, sizeof frame, MSG_NOSIGNAL) != (ssize_t)sizeof frame) {
+            upgraded[connection] = 0;
+            close(connection);
+        }
+    }
+}
+
+static void serve_broadcast(int connection)
+{
+    ssize_t size = recv(connection, received, sizeof received, 0);
+
+    if (size < 0 && (errno == EAGAIN || errno == EINTR))
+        return;
+    if (size <= 0) {
+        upgraded[connection] = 0;
+        close(connection);
+    } else if (upgraded[connection]) {
+        broadcast();
+    } else if (count_heads(received, (size_t)size, &matched[connection])) {
+        if (send(connection, upgrade, sizeof upgrade - 1, MSG_NOSIGNAL) < 0)
+            die("send");
+        upgraded[connection] = 1;
+        if (connection > highest)
+            highest = connection;
+    }
+}
+
 static void watch(int poller, int descriptor)
 {
     struct epoll_event event = {.events = EPOLLIN, .data.fd = descriptor};
@@ -139,6 +186,7 @@ static void accept_all(int poller, int listener)
         }
         setsockopt(connection, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
         matched[connection] = 0;
+        upgraded[connection] = 0;
         watch(poller, connection);
     }
 }
@@ -165,13 +213,15 @@ int main(int argc, char **argv)
 {
     struct epoll_event events[MAX_EVENTS];
     int port = argc > 1 ? atoi(argv[1]) : 0;
+    int broadcasts = argc > 2 && strcmp(argv[2], "broadcast") == 0;
     int body_size = argc > 2 ? atoi(argv[2]) : -1;
 
     if (port < 1 || port > 65535 || body_size > MAX_BODY) {
-        fprintf(stderr, "usage: floor PORT [BODY_SIZE]\n");
+        fprintf(stderr, "usage: floor PORT [BODY_SIZE | broadcast]\n");
         return 2;
     }
     prepare_answers(body_size);
+    memset(frame + 2, 'x', MESSAGE_SIZE);
     int listener = listen_on(port);
     int poller = epoll_create1(EPOLL_CLOEXEC);
     if (poller < 0)
@@ -184,6 +234,8 @@ int main(int argc, char **argv)
         for (int i = 0; i < ready; i++) {
             if (events[i].data.fd == listener)
                 accept_all(poller, listener);
+            else if (broadcasts)
+                serve_broadcast(events[i].data.fd);
             else
                 serve(events[i].data.fd);
         }

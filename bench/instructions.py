@@ -70,7 +70,7 @@ class Counter:
             port = servers.free_port()
             command = ["valgrind", "--tool=callgrind", "--trace-children=yes"]
             command.append(f"--callgrind-out-file={profiles}/{name}.%p")
-            command += self.installation.command(name, "plaintext", port, -1)
+            command += self.installation.command(name, "plaintext", port, "-1")
             with servers.running(
                 command,
                 port,

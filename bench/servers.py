@@ -41,7 +41,7 @@ GUNICORN = (
 )
 
 COMMANDS = {
-    "floor": "{floor} {port} {answer_size}",
+    "floor": "{floor} {port} {floor_answer}",
     "fastserve-uvloop": OURS.replace("WORKER", "uvloop"),
     "fastserve-asyncio": OURS.replace("WORKER", "asyncio"),
     "fastserve-trio": OURS.replace("WORKER", "trio"),
@@ -53,6 +53,20 @@ COMMANDS = {
     "hypercorn-uvloop": HYPERCORN.replace("WORKER", "uvloop"),
     "hypercorn-asyncio": HYPERCORN.replace("WORKER", "asyncio"),
     "hypercorn-trio": HYPERCORN.replace("WORKER", "trio"),
+}
+
+# Who is asked to speak WebSocket: uvicorn with each of its implementations.
+WEBSOCKET_COMMANDS = {
+    "floor": COMMANDS["floor"],
+    "fastserve-uvloop": COMMANDS["fastserve-uvloop"],
+    "fastserve-asyncio": COMMANDS["fastserve-asyncio"],
+    "fastserve-trio": COMMANDS["fastserve-trio"],
+    "uvicorn-websockets": COMMANDS["uvicorn"] + " --ws websockets",
+    "uvicorn-sansio": COMMANDS["uvicorn"] + " --ws websockets-sansio",
+    "uvicorn-wsproto": COMMANDS["uvicorn"] + " --ws wsproto",
+    "granian": COMMANDS["granian"],
+    "hypercorn-uvloop": COMMANDS["hypercorn-uvloop"],
+    "hypercorn-trio": COMMANDS["hypercorn-trio"],
 }
 
 
@@ -81,8 +95,8 @@ class Installation:
     peers: str
     floor: str
 
-    def command(self, name: str, app: str, port: int, answer_size: int) -> list[str]:
-        """`answer_size` is for the floor, which cannot echo; -1 is its greeting."""
+    def command(self, name: str, app: str, port: int, floor_answer: str) -> list[str]:
+        """`floor_answer` is for the floor, which has no application: see floor.c."""
         values = {
             "python": self.ours if is_ours(name) else self.peers,
             "floor": self.floor,
@@ -90,9 +104,10 @@ class Installation:
             "app": app,
             "host": HOST,
             "port": str(port),
-            "answer_size": str(answer_size),
+            "floor_answer": floor_answer,
         }
-        return [word.format_map(values) for word in COMMANDS[name].split()]
+        command = (COMMANDS | WEBSOCKET_COMMANDS)[name]
+        return [word.format_map(values) for word in command.split()]
 
 
 def prepare(work: Path, ours: str, peers: str, with_floor: bool) -> Installation:
@@ -130,9 +145,19 @@ class Server:
     def cpu_seconds(self) -> float:
         """User and system time of all processes, and of children they have waited for."""
         ticks = 0
-        for stat in _group(self._process.pid):
+        for stat in _group(self._process.pid).values():
             ticks += sum(int(value) for value in stat[11:15])
         return ticks / CLOCK_TICK
+
+    def resident_bytes(self) -> int:
+        """Resident memory of all processes; what they share counts for each."""
+        kibibytes = 0
+        for folder in _group(self._process.pid):
+            # The figure in "stat" may lag behind by a few hundred KiB.
+            for line in Path(folder, "smaps_rollup").read_text().splitlines():
+                if line.startswith("Rss:"):
+                    kibibytes += int(line.split()[1])
+        return kibibytes * 1024
 
     def stop(self, patience: float = STOP_SECONDS) -> None:
         """Ask the main process to end; after `patience`, end what is left of the group."""
@@ -148,9 +173,9 @@ class Server:
             time.sleep(0.02)
 
 
-def _group(leader: int) -> list[list[str]]:
-    """The fields of /proc/PID/stat after the name, for each process of the group."""
-    found = []
+def _group(leader: int) -> dict[str, list[str]]:
+    """The fields of /proc/PID/stat after the name, by /proc/PID of the group's processes."""
+    found = {}
     for entry in os.scandir("/proc"):
         if not entry.name.isdigit():
             continue
@@ -160,7 +185,7 @@ def _group(leader: int) -> list[list[str]]:
             continue
         fields = text.rpartition(")")[2].split()
         if int(fields[2]) == leader:
-            found.append(fields)
+            found[entry.path] = fields
     return found
 
 

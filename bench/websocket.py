@@ -1,0 +1,288 @@
+"""What does a WebSocket message cost a server's processor, and an idle socket its memory?
+
+Each server is pinned to one core and the load to another, and they take turns, as in http.py.
+The echoes' load is picows, a compiled client, on uvloop. It does not know permessage-deflate, so
+nobody compresses there, nor in the broadcast; the idle sockets' load offers it as browsers do,
+and fails where it is not used. Nothing is measured before the load has had right answers, and a
+run with a wrong or missing one does not count and makes the script fail.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import select
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import harness
+import servers
+from client import HOST, connect
+from harness import START_SECONDS, Bench, Results, cost, settle, times
+
+BENCH = Path(__file__).resolve().parent
+LOAD = "websocket_load.py"
+PATIENCE_SECONDS = 60.0
+# The broadcast's load only counts bytes: all must be over before servers ping, after 20 seconds.
+LONGEST_SECONDS = 10
+DESCRIPTORS = 4096
+# The first sockets pay for what all share. They stay open too.
+FIRST_SOCKETS, IDLE_SOCKETS = 200, 1000
+
+BEST_PEER = "best peer"
+PAIRS = (
+    ("fastserve-uvloop", "floor"),
+    ("fastserve-asyncio", "fastserve-uvloop"),
+    ("fastserve-trio", "fastserve-uvloop"),
+    ("uvicorn-websockets", "fastserve-uvloop"),
+    ("uvicorn-sansio", "fastserve-uvloop"),
+    ("uvicorn-wsproto", "fastserve-uvloop"),
+    ("granian", "fastserve-uvloop"),
+    ("hypercorn-uvloop", "fastserve-uvloop"),
+    ("hypercorn-trio", "fastserve-trio"),
+)
+
+
+@dataclass(frozen=True)
+class Scenario:
+    title: str
+    app: str
+    load: str
+    without: tuple[str, ...] = ()  # servers that cannot take part
+
+    @property
+    def idle(self) -> bool:
+        return self.load == "idle"
+
+
+SCENARIOS = {
+    "small": Scenario(
+        "echo of 100 B, 32 connections", "websocket_echo", "echo 100", without=("floor",)
+    ),
+    "large": Scenario(
+        "echo of 8 KiB, 32 connections", "websocket_echo", "echo 8192", without=("floor",)
+    ),
+    "broadcast": Scenario("100 B to 1,000 sockets, for each of them", "broadcast", "broadcast"),
+    "idle": Scenario(
+        "resident KiB for each idle socket that has echoed 1 KiB, compressed",
+        "websocket_echo",
+        "idle",
+        without=("floor", "granian"),  # which does not compress
+    ),
+}
+
+# A server's cost at most so many times another's.
+RATIO_TARGETS = (
+    ("small", "fastserve-uvloop", BEST_PEER, 0.5),
+    ("small", "fastserve-trio", BEST_PEER, 0.8),
+    ("large", "fastserve-uvloop", BEST_PEER, 0.5),
+    ("broadcast", "fastserve-uvloop", "floor", 1.5),
+    ("broadcast", "fastserve-uvloop", BEST_PEER, 0.6),
+)
+# An idle socket's KiB at most.
+MEMORY_TARGETS = (("fastserve-asyncio", 16.0), ("fastserve-uvloop", 16.0))
+
+
+@dataclass(frozen=True)
+class Sample(harness.Sample):
+    """One run. What an idle scenario counts, and times, is sockets that were opened."""
+
+    grown_bytes: int = 0  # by how much the server's resident memory grew in the run
+
+    def brief(self) -> str:
+        memory = f", {kibibytes(self):.1f} KiB each" if SCENARIOS[self.scenario].idle else ""
+        return super().brief() + memory
+
+
+def kibibytes(sample: Sample) -> float:
+    return sample.grown_bytes / 1024 / sample.count
+
+
+# --- one run ----------------------------------------------------------------------------------
+
+
+class LoadError(Exception):
+    """The load has ended, or says nothing."""
+
+
+class Load:
+    """A running process of the load; what it takes and says is written there."""
+
+    def __init__(self, process: subprocess.Popen[str], log: Path) -> None:
+        self._process = process
+        self._log = log
+
+    def read(self) -> str:
+        assert self._process.stdout is not None
+        # Each line answers one, so none can lie in the file's own buffer.
+        if not select.select([self._process.stdout], [], [], PATIENCE_SECONDS)[0]:
+            raise LoadError("the load is late")
+        line = self._process.stdout.readline()
+        if not line:
+            why = self._log.read_text(errors="replace").splitlines()
+            raise LoadError(f"the load has ended: {why[-1] if why else 'no reason given'}")
+        return line
+
+    def ask(self, amount: int) -> tuple[int, float]:
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{amount}\n")
+        self._process.stdin.flush()
+        count, seconds = json.loads(self.read())
+        return count, seconds
+
+
+@contextlib.contextmanager
+def loading(bench: Bench, scenario: Scenario, port: int) -> Iterator[Load]:
+    """Start the load, wait until it is ready, and end it with the block."""
+    work = bench.installation.work
+    log = work / "load.log"
+    # Of this folder only the copy is used: see servers.Installation.
+    shutil.copy(BENCH / LOAD, work)
+    kind, *size = scenario.load.split()
+    command = [bench.installation.peers, LOAD, kind, HOST, str(port), *size]
+    with log.open("w") as errors:
+        process = subprocess.Popen(
+            command,
+            cwd=work,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            preexec_fn=lambda: os.sched_setaffinity(0, {bench.load_core}),
+        )
+    with process:
+        try:
+            load = Load(process, log)
+            load.read()
+            yield load
+        finally:
+            process.kill()
+
+
+def measure(bench: Bench, server: servers.Server, name: str, key: str, number: int) -> Sample:
+    scenario = SCENARIOS[key]
+    try:
+        connect(server.port, START_SECONDS, server.alive).close()
+        with loading(bench, scenario, server.port) as load:
+            if scenario.idle:
+                load.ask(FIRST_SOCKETS)
+            settle(server)
+            memory, cpu = server.resident_bytes(), server.cpu_seconds()
+            count, seconds = load.ask(IDLE_SOCKETS if scenario.idle else bench.seconds)
+            spent = server.cpu_seconds() - cpu
+            settle(server)
+            grown = server.resident_bytes() - memory
+            server.alive()
+    except (LoadError, OSError, servers.ServerError) as error:
+        return Sample(name, key, number, error=harness.failure(error, server))
+    return Sample(name, key, number, count, seconds, spent, grown)
+
+
+def visit(bench: Bench, name: str, number: int) -> Iterator[Sample]:
+    """Each scenario has the server afresh: what one leaves in memory would be there for another."""
+    for key in bench.keys:
+        if name in SCENARIOS[key].without:
+            continue
+        port = servers.free_port()
+        command = bench.installation.command(name, SCENARIOS[key].app, port, "broadcast")
+        with servers.running(command, port, bench.installation.work, bench.server_core) as server:
+            yield measure(bench, server, name, key, number)
+
+
+# --- figures ----------------------------------------------------------------------------------
+
+
+def taking_part(names: list[str], key: str) -> list[str]:
+    return [name for name in names if name not in SCENARIOS[key].without]
+
+
+def row(results: Results[Sample], name: str, key: str) -> dict[str, float | None]:
+    figures = {f"cpu_us_{what}": value for what, value in results.row(name, key).items()}
+    figures |= {
+        "per_second": results.median(name, key, harness.rate),
+        "busy": results.median(name, key, lambda sample: sample.busy),
+    }
+    if SCENARIOS[key].idle:
+        memory = results.row(name, key, kibibytes)
+        figures |= {f"kib_{what}": value for what, value in memory.items()}
+    return figures
+
+
+def print_memory(results: Results[Sample], names: list[str], key: str) -> None:
+    print(f"\n{key}: {SCENARIOS[key].title}")
+    print(f"{'server':<18} {'KiB':>9} {'min..max':>15} {'x ours':>7} {'CPU us to open':>15}")
+    for name in names:
+        if not results.of(name, key):
+            print(f"{name:<18} {'failed':>9}")
+            continue
+        figures = results.row(name, key, kibibytes)
+        spread = f"{figures['min']:.1f}..{figures['max']:.1f}"
+        print(
+            f"{name:<18} {figures['median']:>9.1f} {spread:>15}"
+            f" {times(figures['to_baseline']):>7} {results.median(name, key, cost):>15.0f}"
+        )
+
+
+def best_peer(results: Results[Sample], names: list[str], key: str) -> str | None:
+    """Whose median cost is the lowest."""
+    peers = [name for name in names if servers.is_peer(name) and results.of(name, key)]
+    return min(peers, key=lambda name: results.median(name, key, cost), default=None)
+
+
+def print_targets(results: Results[Sample], bench: Bench) -> None:
+    """Those that there are figures for."""
+    print("\ntargets")
+    for key, name, other, limit in RATIO_TARGETS:
+        known = best_peer(results, bench.names, key) if other == BEST_PEER else other
+        ratio = results.ratio(name, known, key, cost) if known else None
+        if ratio is not None:
+            label = f"{other}, {known}" if other == BEST_PEER else known
+            print(f"{key}: {name} / {label}: {judged(ratio, limit, ' x')}")
+    for name, limit in MEMORY_TARGETS:
+        if results.of(name, "idle"):
+            kib = results.median(name, "idle", kibibytes)
+            print(f"idle: {name}: {judged(kib, limit, ' KiB')}")
+
+
+def judged(figure: float, limit: float, unit: str) -> str:
+    verdict = "met" if figure <= limit else "MISSED"
+    return f"{figure:.2f}{unit}, at most {limit:g}{unit}: {verdict}"
+
+
+def main() -> int:
+    arguments = harness.parse_arguments(
+        __doc__ or "", servers.WEBSOCKET_COMMANDS, SCENARIOS, "websocket.json"
+    )
+    if arguments.seconds > LONGEST_SECONDS:
+        raise SystemExit(f"runs of at most {LONGEST_SECONDS} seconds")
+    # Servers and load inherit it; the usual 1024 are too few for either.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (DESCRIPTORS, most))
+    with harness.prepared(arguments, load_is_peer=True) as bench:
+        samples = harness.run(bench, lambda name, number: visit(bench, name, number))
+    results = Results(samples)
+    harness.print_heading(bench)
+    for key in bench.keys:
+        names = taking_part(bench.names, key)
+        if SCENARIOS[key].idle:
+            print_memory(results, names, key)
+        else:
+            harness.print_table(results, names, key, SCENARIOS[key].title, "msg")
+    timed = [key for key in bench.keys if not SCENARIOS[key].idle]
+    harness.print_pairs(results, PAIRS, bench.names, timed)
+    print_targets(results, bench)
+    harness.write_json(
+        arguments.json, bench, results, lambda name, key: row(results, name, key), samples
+    )
+    return harness.report_failures(samples)
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(KeyboardInterrupt):
+        raise SystemExit(main())
+    raise SystemExit(130)
