@@ -19,7 +19,7 @@ PIP_INSTALL = python -m pip install --quiet --disable-pip-version-check
 # One home for the versions: the list is read from pyproject.toml.
 BUILD_REQUIRES = python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")'
 
-.PHONY: help run test lint test-asan fuzz bench instructions wheel clean
+.PHONY: help run test lint test-asan fuzz bench bench-websocket instructions wheel clean
 
 help:
 	@echo 'make run        serve examples/hello.py'
@@ -28,6 +28,7 @@ help:
 	@echo 'make test-asan  run the tests on a build with AddressSanitizer and UBSan'
 	@echo 'make fuzz       run the fuzz targets (OPTIONS: see tests/fuzz/run.py)'
 	@echo 'make bench      measure against the peers (about an hour; OPTIONS: see bench/README.md)'
+	@echo 'make bench-websocket  the same for WebSockets (half an hour)'
 	@echo 'make instructions  count instructions per request, and compare with those recorded'
 	@echo 'make wheel      build the sdist, and from it a wheel, into wheelhouse/'
 	@echo 'make clean      remove everything that was built'
@@ -69,6 +70,9 @@ fuzz: $(VENV)/.test
 
 bench: $(VENV)/.test
 	$(VENV)/bin/python bench/http.py $(OPTIONS)
+
+bench-websocket: $(VENV)/.test
+	$(VENV)/bin/python bench/websocket.py $(OPTIONS)
 
 instructions: $(VENV)/.test
 	$(VENV)/bin/python bench/instructions.py --check $(OPTIONS)

@@ -10,7 +10,11 @@ from glob import glob
 
 from setuptools import Extension, setup
 
-MODULES = ("_buffer", "_transport", "_parser", "_headers", "_conversation", "_http1", "_reactor")
+MODULES = (
+    "_buffer", "_transport", "_parser", "_headers", "_conversation", "_http1", "_deflate",
+    "_websocket", "_reactor",
+)  # fmt: skip
+LIBRARIES = {"_deflate": ["z"]}
 
 DECLARATIONS = sorted(glob("src/fastserve/*.pxd"))
 
@@ -41,6 +45,7 @@ setup(
             extra_compile_args=flags,
             extra_link_args=link_flags,
             define_macros=macros,
+            libraries=LIBRARIES.get(name, []),
         )
         for name in MODULES
     ],

@@ -300,7 +300,7 @@ cdef class ApplicationCall:
             self.conversation.finished(None)
             raise
         except BaseException as raised:
-            if self.conversation.factory.raised(self.conversation, raised):
+            if self.conversation.host.raised(self.conversation, raised):
                 raise
         raise StopIteration
 

@@ -71,7 +71,7 @@ cdef extern from *:
     }
 
     /* Fields that the server acts on, or keeps from the wire. */
-    enum { FS_ORDINARY, FS_CONTENT_LENGTH, FS_CONNECTION, FS_DATE, FS_SERVER, FS_HOP };
+    enum { FS_ORDINARY, FS_CONTENT_LENGTH, FS_CONNECTION, FS_DATE, FS_SERVER, FS_HOP, FS_WEBSOCKET };
 
     static inline int fs_classify(const char* name, Py_ssize_t length) {
         switch (length) {
@@ -91,12 +91,13 @@ cdef extern from *:
         case 16:
             return fs_same_name(name, "proxy-connection", 16) ? FS_HOP : FS_ORDINARY;
         case 17:
-            return fs_same_name(name, "transfer-encoding", 17) ? FS_HOP : FS_ORDINARY;
+            if (fs_same_name(name, "transfer-encoding", 17))
+                return FS_HOP;
         }
-        return FS_ORDINARY;
+        return length > 14 && fs_same_name(name, "sec-websocket-", 14) ? FS_WEBSOCKET : FS_ORDINARY;
     }
     """
-    enum: FS_ORDINARY, FS_CONTENT_LENGTH, FS_CONNECTION, FS_DATE, FS_SERVER, FS_HOP
+    enum: FS_ORDINARY, FS_CONTENT_LENGTH, FS_CONNECTION, FS_DATE, FS_SERVER, FS_HOP, FS_WEBSOCKET
     int fs_classify(const char* name, Py_ssize_t length) noexcept
     int fs_copy_name(char* to, const char* from_, Py_ssize_t length) noexcept
     int fs_copy_value(char* to, const char* from_, Py_ssize_t length) noexcept
@@ -114,6 +115,7 @@ cdef bytes _status_line(int status):
 cdef enum:
     FIRST_STATUS = 200
     LAST_STATUS = 999
+cdef bytes _switching_protocols = _status_line(101)
 cdef tuple _status_lines = tuple([_status_line(n) for n in range(FIRST_STATUS, LAST_STATUS + 1)])
 
 cdef const char* _hex_digits = "0123456789abcdef"
@@ -187,21 +189,29 @@ cdef class ResponseHead:
         """Check and serialise; on an error the object is not to be used again.
 
         Raises TypeError, ValueError: what is wrong, by the names of the ASGI message."""
-        cdef bytes line
+        self._message = "http.response.start"
         if not isinstance(status, int):
-            raise TypeError(f"http.response.start: status must be an int, not {_kind(status)}")
+            raise TypeError(f"{self._message}: status must be an int, not {_kind(status)}")
         if not FIRST_STATUS <= status <= LAST_STATUS:
             raise ValueError(
-                f"http.response.start: status must be {FIRST_STATUS} to {LAST_STATUS}, not {status}"
+                f"{self._message}: status must be {FIRST_STATUS} to {LAST_STATUS}, not {status}"
             )
         self.status = status
-        line = <bytes>_status_lines[self.status - FIRST_STATUS]
+        return self._begin(<bytes>_status_lines[self.status - FIRST_STATUS], headers)
+
+    cdef int switch_protocols(self, object headers) except -1:
+        """The same for a 101 (RFC 9110 section 15.2.2)."""
+        self.status = 101
+        self._message = "websocket.accept"
+        return self._begin(_switching_protocols, headers)
+
+    cdef int _begin(self, bytes line, object headers) except -1:
         self._used = PyBytes_GET_SIZE(line)
         memcpy(self._block, PyBytes_AS_STRING(line), self._used)
         if not isinstance(headers, (list, tuple)):
             if isinstance(headers, (str, bytes, dict)) or not hasattr(headers, "__iter__"):
                 raise TypeError(
-                    f"http.response.start: headers must be pairs, not {_kind(headers)}"
+                    f"{self._message}: headers must be pairs, not {_kind(headers)}"
                 )
             headers = list(headers)
         self._append_fields(headers)
@@ -230,7 +240,7 @@ cdef class ResponseHead:
                 )
             else:
                 raise TypeError(
-                    f"http.response.start: headers must be pairs of bytes, not {pair!r:.100}"
+                    f"{self._message}: headers must be pairs of bytes, not {pair!r:.100}"
                 )
         return 0
 
@@ -240,7 +250,7 @@ cdef class ResponseHead:
         cdef char* to
         if not isinstance(name, bytes) or not isinstance(value, bytes):
             raise TypeError(
-                "http.response.start: headers must be pairs of bytes, not"
+                f"{self._message}: headers must be pairs of bytes, not"
                 f" {_kind(name)} and {_kind(value)}: {name!r:.100}"
             )
         name_length = PyBytes_GET_SIZE(name)
@@ -250,7 +260,7 @@ cdef class ResponseHead:
         to = self._block + used
         if not fs_copy_name(to, PyBytes_AS_STRING(name), name_length):
             raise ValueError(
-                f"http.response.start: header name {name!r:.100} is not a token"
+                f"{self._message}: header name {name!r:.100} is not a token"
                 " (RFC 9110 section 5.1)"
             )
         to += name_length
@@ -259,7 +269,7 @@ cdef class ResponseHead:
         to += 2
         if not fs_copy_value(to, PyBytes_AS_STRING(value), value_length):
             raise ValueError(
-                f"http.response.start: the value of header {name!r:.100} has a control character"
+                f"{self._message}: the value of header {name!r:.100} has a control character"
                 " (RFC 9110 section 5.5)"
             )
         to += value_length
@@ -279,11 +289,18 @@ cdef class ResponseHead:
         if field == FS_SERVER:
             self.has_server = True
             return 1
+        if field == FS_WEBSOCKET:
+            if self.status == 101:
+                raise ValueError(
+                    "websocket.accept: headers may not have Sec-WebSocket fields;"
+                    " the protocol is named by subprotocol"
+                )
+            return 1
         if field == FS_CONTENT_LENGTH:
             length = _content_length(value)
             if self.content_length not in (-1, length):
-                raise ValueError("http.response.start: two different content-length headers")
-            if self.content_length == length or self.status == 204:
+                raise ValueError(f"{self._message}: two different content-length headers")
+            if self.content_length == length or self.status == 204 or self.status < FIRST_STATUS:
                 return 0
             self.content_length = length
             return 1

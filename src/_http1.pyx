@@ -44,6 +44,7 @@ cdef class Http1Factory(ProtocolFactory):
         self,
         Host host not None,
         *,
+        Upgrade upgrade=None,
         access=None,
         state=None,
         str scheme="http",
@@ -60,11 +61,13 @@ cdef class Http1Factory(ProtocolFactory):
         double keep_alive_timeout=75,
         int64_t body_min_rate=240,
     ):
-        """`access`: called for each response with client, method, raw_path, query_string, http_version,
-        status, body length in bytes, and microseconds. `state`: the lifespan's, copied
-        for each request; None where the application has no lifespan. Timeouts are in
-        seconds, `body_min_rate` in bytes a second (0: any), limits in bytes."""
+        """`upgrade`: the other protocol that a request may ask for. `access`: called for
+        each response with client, method, raw_path, query_string, http_version, status, body
+        length in bytes, and microseconds. `state`: the lifespan's, copied for each request;
+        None where the application has no lifespan. Timeouts are in seconds, `body_min_rate`
+        in bytes a second (0: any), limits in bytes."""
         self.host = host
+        self.upgrade = upgrade
         self.access = access
         self.state = state
         self.root_path = root_path
@@ -184,6 +187,8 @@ cdef class Http1Connection(Protocol):
                 self._consume(b"", 0)       # the end of a message may still be to be told
         finally:
             self.proceeding = False
+        if self.closing:
+            return 0
         if self.eof and self.exchange is None and self.unparsed is None:
             self._close(False)
         return 0
@@ -193,7 +198,7 @@ cdef class Http1Connection(Protocol):
             return self._close(True)
         if self.phase == PHASE_FIRST or self.phase == PHASE_IDLE:
             return self._close(False)
-        return self._refuse(408, "The request did not arrive in time.")
+        return self.refuse(408, "The request did not arrive in time.")
 
     cdef int drain(self) except -1:
         if self.exchange is None and self.unparsed is None and not self.parser.in_message():
@@ -209,6 +214,8 @@ cdef class Http1Connection(Protocol):
         finally:
             self.parsing = False
         if self.closing:
+            if self.successor is not None and used < length:
+                self.successor.data_received(data + used, length - used)
             return 0
         if used < length:
             self._keep(data + used, length - used)
@@ -255,7 +262,7 @@ cdef class Http1Connection(Protocol):
                     exchange.request_complete = True
                     exchange.wake_all()
             elif event == INVALID:
-                self._refuse(parser.error_status, parser.error_reason)
+                self.refuse(parser.error_status, parser.error_reason)
             else:
                 if exchange is not None and not exchange.spawned and self._may_spawn():
                     self._spawn()
@@ -273,9 +280,15 @@ cdef class Http1Connection(Protocol):
         """A head has arrived: its exchange begins."""
         cdef Http1Factory factory = self.factory
         cdef RequestParser parser = self.parser
-        cdef HttpExchange exchange = HttpExchange.__new__(HttpExchange)
+        cdef HttpExchange exchange = None
         cdef dict scope = PyDict_Copy(factory.scope)
         cdef str path = parser.path
+        cdef bint upgrades = False
+        if parser.upgrade is not None and factory.upgrade is not None:
+            exchange = factory.upgrade.build(parser.upgrade, parser.method)
+            upgrades = exchange is not None
+        if not upgrades:
+            exchange = HttpExchange.__new__(HttpExchange)
         exchange.connection = self
         exchange.factory = factory
         exchange.host = factory.host
@@ -307,7 +320,9 @@ cdef class Http1Connection(Protocol):
         if factory.access is not None:
             exchange.begun = _microseconds()
         if 0 <= factory.limit_body < parser.content_length:
-            self._refuse(413, "The request body is too large.")
+            self.refuse(413, "The request body is too large.")
+        elif upgrades:
+            exchange.opened(scope, parser.chunked or parser.content_length > 0)
         return 0
 
     cdef int _take_body(self) except -1:
@@ -318,7 +333,7 @@ cdef class Http1Connection(Protocol):
             if self.discarded > DRAIN_BYTES:
                 self._close(True)
         elif 0 <= self.factory.limit_body < self.body_received:
-            self._refuse(413, "The request body is too large.")
+            self.refuse(413, "The request body is too large.")
         else:
             self.exchange.body_arrived(self.parser.piece, length)
         return 0
@@ -336,9 +351,10 @@ cdef class Http1Connection(Protocol):
         exchange.spawned = True
         return self.factory.host.start(exchange)
 
-    cdef int _refuse(self, int status, str reason) except -1:
-        """The server's own answer, and the end of the connection. What has begun to be
-        answered otherwise is cut, so that nobody can take it for whole."""
+    cdef int refuse(self, int status, str reason, bytes fields=b"") except -1:
+        """The server's own answer, with more field lines if need be, and the end of the
+        connection. What has begun to be answered otherwise is cut, so that nobody can take
+        it for whole."""
         cdef HttpExchange exchange = self.exchange
         cdef Transport transport = self.transport
         cdef Progress progress = NOT_STARTED
@@ -353,10 +369,12 @@ cdef class Http1Connection(Protocol):
                 self.closing = True
                 return transport.abort()
         elif not self.discarding:
-            self._answer(status, reason, exchange)
+            self._answer(status, reason, fields, exchange)
         return self._close(True)
 
-    cdef int _answer(self, int status, str reason, HttpExchange exchange) except -1:
+    cdef int _answer(
+        self, int status, str reason, bytes fields, HttpExchange exchange
+    ) except -1:
         cdef SendBuffer out = self.transport.output()
         cdef ResponseHead head = ResponseHead.__new__(ResponseHead)
         cdef bytes body = f"{reason}\n".encode()
@@ -364,6 +382,7 @@ cdef class Http1Connection(Protocol):
         head.append_to(out)
         self.factory.append_own_fields(head, out)
         append_content_length(out, PyBytes_GET_SIZE(body))
+        out.append_bytes(fields)
         out.append_bytes(b"connection: close\r\n\r\n")
         if exchange is None or not exchange.is_head:
             out.append_bytes(body)
@@ -371,6 +390,27 @@ cdef class Http1Connection(Protocol):
             exchange.status = status
             exchange.sent = PyBytes_GET_SIZE(body)
             exchange.log_access()
+        return 0
+
+    cdef int hand_over(self, Protocol successor) except -1:
+        """Another protocol goes on with the connection, from the next byte (RFC 9110 section
+        7.8). May be called on an application's stack: `successor` starts nothing."""
+        cdef Transport transport = self.transport
+        cdef bytearray unparsed = self.unparsed
+        self.closing = True
+        self.deadline = 0
+        self.transport = None
+        self.exchange = None
+        self.unparsed = None
+        self.successor = successor
+        transport.set_protocol(successor)
+        successor.connection_made(transport)
+        if self.paused:
+            transport.resume_reading()
+        if unparsed is not None:
+            successor.data_received(PyByteArray_AS_STRING(unparsed), PyByteArray_GET_SIZE(unparsed))
+        if self.eof:
+            successor.eof_received()
         return 0
 
     cdef int _response_complete(self, HttpExchange exchange) except -1:
@@ -464,8 +504,20 @@ cdef str _below(str root_path, str path):
     return root_path + path
 
 
+cdef class Upgrade:
+    """Another protocol that a request may ask for (RFC 9110 section 7.8)."""
+
+    cdef HttpExchange build(self, bytes tokens, str method):
+        """The exchange for a request with this Upgrade field; None: it is ignored."""
+        raise NotImplementedError
+
+
 cdef class HttpExchange(Conversation):
     """One request, its response, and the application between them."""
+
+    cdef int opened(self, dict scope, bint has_body) except -1:
+        """The head of a request for an upgrade has come: check it, complete the scope."""
+        return 0
 
     def finished(self, error):
         if error is not None and not is_disconnect(error):
@@ -476,12 +528,12 @@ cdef class HttpExchange(Conversation):
                 self.host.report(
                     RuntimeError("the application returned without a complete response")
                 )
-            self.connection._refuse(500, "Internal Server Error")
+            self.connection.refuse(500, "Internal Server Error")
         self.host.ended()
 
     def cancelled(self):
         if self.progress < COMPLETE and not self.lost:
-            self.connection._refuse(503, "The server is shutting down.")
+            self.connection.refuse(503, "The server is shutting down.")
         self.host.ended()
 
     def send(self, message):
@@ -489,17 +541,17 @@ cdef class HttpExchange(Conversation):
         if not isinstance(message, dict):
             raise TypeError(f"send() takes a dict, not {type(message).__name__}")
         if self.lost or self.progress == ABANDONED:
-            return self._after_disconnect()
+            return self.after_disconnect()
         kind = get(<dict>message, TYPE, None)
         if self.progress >= COMPLETE:
             return self.done(0)
         if kind == RESPONSE_BODY:
-            return self._send_body(<dict>message)
+            return self.send_body(<dict>message)
         if kind == RESPONSE_START:
-            return self._start(<dict>message)
+            return self.start(<dict>message)
         raise ValueError(f"send(): {kind!r:.100} is not a message of an HTTP response")
 
-    cdef object _start(self, dict message):
+    cdef object start(self, dict message):
         cdef ResponseHead head
         if self.progress != NOT_STARTED:
             raise RuntimeError("http.response.start was sent already")
@@ -509,7 +561,7 @@ cdef class HttpExchange(Conversation):
         self.progress = HEAD_KEPT
         return self.done(0)
 
-    cdef object _send_body(self, dict message):
+    cdef object send_body(self, dict message):
         cdef object given = get(message, BODY, b"")
         cdef bint more_body = get(message, MORE_BODY, False)
         cdef bytes body
@@ -537,7 +589,7 @@ cdef class HttpExchange(Conversation):
             self._complete()
             return self.done(0)
         if self.lost:
-            return self._after_disconnect()
+            return self.after_disconnect()
         if transport.choked:
             return self.wait(WAIT_WRITABLE)
         return self.done(PyBytes_GET_SIZE(body))
@@ -645,7 +697,7 @@ cdef class HttpExchange(Conversation):
             )
         return 0
 
-    cdef object _after_disconnect(self):
+    cdef object after_disconnect(self):
         if self.factory.raise_on_disconnect:
             raise ClientDisconnected("the client is gone")
         return self.done(0)

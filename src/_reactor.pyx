@@ -643,6 +643,10 @@ cdef class SocketTransport(Transport):
             return 0
         return self._send()
 
+    cdef int set_protocol(self, Protocol protocol) except -1:
+        self.protocol = protocol
+        return 0
+
     cdef int pause_reading(self) except -1:
         self.paused = True
         return self._update_interest()

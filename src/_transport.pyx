@@ -19,6 +19,8 @@ cdef class Transport:
       away for a while, since a reset could destroy the answer before the peer has read
       it (RFC 9112 section 9.6). `abort()`: at once, by a reset.
       Of all calls to the protocol only `connection_lost` follows, exactly once.
+    * `set_protocol`: another protocol is called from now on. Its `connection_made` is the
+      business of the one before.
     * `pause_reading`, `resume_reading`: whether `data_received` may be called. Neither
       of them calls it.
     * `call_soon()`: have the protocol's `proceed` called when the stack has unwound.
@@ -31,6 +33,9 @@ cdef class Transport:
         raise NotImplementedError
 
     cdef int flush(self) except -1:
+        raise NotImplementedError
+
+    cdef int set_protocol(self, Protocol protocol) except -1:
         raise NotImplementedError
 
     cdef int pause_reading(self) except -1:
@@ -55,7 +60,7 @@ cdef class Transport:
 cdef class Protocol:
     """Consumes the bytes of one transport. The methods are for compiled code alone.
 
-    * `data_received`: the memory is only good during the call.
+    * `data_received`: the memory is only good during the call, and may be written to.
     * `eof_received`: the peer sends no more (a half-close: it may still read).
     * `connection_lost`: the last call; the transport is gone.
     * `resume_writing`: the peer reads again.

@@ -26,6 +26,12 @@ RUNNING = r"Running on http://(\S+):(\d+) "
 DRAINING = "finishing what is under way"
 
 
+def others_environment() -> dict[str, str]:
+    """For a program that is not ours: the sanitizers' runtime, loaded into it first, may
+    keep it from ever ending."""
+    return {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+
+
 class Lines:
     """What a process writes to one of its pipes, line by line, while it does."""
 

@@ -28,6 +28,8 @@ ARROWS = {
     "_transport": {"_buffer"},
     "_conversation": set(),
     "_http1": {"_buffer", "_conversation", "_headers", "_parser", "_transport"},
+    "_deflate": set(),
+    "_websocket": {"_buffer", "_conversation", "_deflate", "_headers", "_http1", "_transport"},
     "_reactor": {"_buffer", "_transport"},
     # One loop each.
     "worker": {"_conversation", "_reactor"},
@@ -37,13 +39,16 @@ ARROWS = {
     "config": set(),
     "log": {"config"},
     "application": {"config"},
+    "extensions": set(),
     "lifespan": {"application", "config", "log", "worker"},
     "server": {
         "_conversation",
         "_http1",
         "_reactor",
+        "_websocket",
         "application",
         "config",
+        "extensions",
         "lifespan",
         "log",
         "worker",
@@ -72,6 +77,8 @@ COMPILED_MAY_HAVE = {
     "_transport": DECLARATIONS,
     "_conversation": DECLARATIONS,
     "_http1": DECLARATIONS | {"posix.time"},
+    "_deflate": DECLARATIONS,
+    "_websocket": DECLARATIONS | {"base64", "hashlib"},
     "_reactor": DECLARATIONS | {"os"},
 }
 # C headers; the reactor alone knows sockets. <sys/uio.h> is for a struct of two members.
@@ -82,6 +89,8 @@ C_HEADERS = {
     "_transport": set(),
     "_conversation": {"Python.h"},
     "_http1": set(),
+    "_deflate": {"zlib.h"},
+    "_websocket": {"Python.h"},
     "_reactor": {
         "arpa/inet.h", "errno.h", "fcntl.h", "netinet/in.h", "string.h", "sys/epoll.h",
         "sys/socket.h", "sys/timerfd.h", "sys/uio.h", "time.h", "unistd.h",

@@ -193,6 +193,13 @@ def test_every_option_arrives(server: FakeServer, app_dir: Path) -> None:
         "include_server_header": False,
         "include_date_header": False,
         "raise_on_disconnect": True,
+        "ws_max_size": 70000,
+        "ws_max_queue": 3,
+        "ws_ping_interval": 8.0,
+        "ws_ping_timeout": 9.0,
+        "ws_close_timeout": 10.5,
+        "ws_per_message_deflate": False,
+        "ws_context_takeover": True,
         "log_level": "debug",
         "access_logfile": "-",
     }
@@ -208,6 +215,13 @@ def test_every_option_arrives(server: FakeServer, app_dir: Path) -> None:
                 arguments += [option.short or option.flag, str(one)]
     assert command(*arguments, "web:app") == 0
     assert server.config == Config(**given)
+
+
+def test_hypercorns_spelling_of_the_ping_interval(server: FakeServer, app_dir: Path) -> None:
+    (app_dir / "web.py").write_text("app = lambda *a: None\n")
+    arguments = ("--app-dir", str(app_dir), "--websocket-ping-interval", "5", "web:app")
+    assert command(*arguments) == 0
+    assert server.config.ws_ping_interval == 5.0
 
 
 def test_a_missing_module(

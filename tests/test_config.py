@@ -143,7 +143,8 @@ def test_whole_numbers_within_bounds(name: str, least: int, most: int) -> None:
             Config.from_options(**{name: bad})
 
 
-SECONDS = [name for name in OPTIONS if name.endswith("_timeout")]
+SECONDS = [name for name, option in OPTIONS.items() if option.check.metavar == "SECONDS"]
+MAY_BE_OFF = {"ws_ping_interval", "ws_ping_timeout"}
 
 
 @pytest.mark.parametrize("name", SECONDS)
@@ -153,7 +154,22 @@ def test_seconds(name: str) -> None:
         assert isinstance(seconds, float)
         assert seconds == float(value)
     for bad in (0, -1, "0", "nan", "inf", float("nan"), 10**400, 86_401, "", "x", True, None):
+        if name in MAY_BE_OFF and bad in (0, "0"):
+            assert getattr(Config.from_options(**{name: bad}), name) == 0
+            continue
         with pytest.raises(ConfigError, match=f"^{OPTIONS[name].flag}: seconds from"):
+            Config.from_options(**{name: bad})
+
+
+@pytest.mark.parametrize("name", ["ws_per_message_deflate", "ws_context_takeover"])
+def test_said_to_be_on_or_off(name: str) -> None:
+    for value, expected in {
+        **dict.fromkeys((True, "true", "True", "1", "yes", "on"), True),
+        **dict.fromkeys((False, "false", "FALSE", "0", "no", "off"), False),
+    }.items():
+        assert getattr(Config.from_options(**{name: value}), name) is expected
+    for bad in ("", "maybe", 1.5, None, 2):
+        with pytest.raises(ConfigError, match=f"^{OPTIONS[name].flag}: true or false expected"):
             Config.from_options(**{name: bad})
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from conftest import PATIENCE
-from process import Process
+from process import Process, others_environment
 
 ROOT = Path(__file__).parent.parent
 NOW = "2018-11-15T12:34:56.789+00:00"
@@ -72,6 +72,7 @@ def program(clock: ClockAPI) -> Iterator[Process]:
 def curl(url: str) -> tuple[int, str]:
     done = subprocess.run(
         ["curl", "-sS", "--noproxy", "*", f"-m{PATIENCE}", "--write-out", "\n%{http_code}", url],
+        env=others_environment(),
         capture_output=True,
         text=True,
     )

@@ -15,7 +15,7 @@ import aiohttp
 import httpx
 import pytest
 from conftest import PATIENCE, WORKERS, request
-from process import Process
+from process import Process, others_environment
 
 LOOPS = ["asyncio", "uvloop"]
 # More than a socket's buffers take at once, and every byte value is in it.
@@ -83,7 +83,13 @@ def litestar(request: pytest.FixtureRequest) -> Iterator[Site]:
 def curl(*arguments: str, text: str = "") -> str:
     """What curl prints, with `text` on its stdin; it fails on an answer that is no success."""
     command = ["curl", "-sS", "--fail", "--noproxy", "*", "--max-time", str(PATIENCE)]
-    done = subprocess.run([*command, *arguments], input=text, capture_output=True, text=True)
+    done = subprocess.run(
+        [*command, *arguments],
+        env=others_environment(),
+        input=text,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -23,6 +23,7 @@ cdef class ResponseHead:
         readonly bint close                 # the application asked for Connection: close
         readonly bint has_date
         readonly bint has_server
+        str _message                        # the ASGI message that it is made of, for errors
         set _nominated                      # names in Connection: they go no further
         char* _block                        # == _small, until it had to grow
         Py_ssize_t _size
@@ -30,7 +31,9 @@ cdef class ResponseHead:
         char[HEAD_INLINE] _small
 
     cdef int start(self, object status, object headers) except -1
+    cdef int switch_protocols(self, object headers) except -1
     cdef int append_to(self, SendBuffer out) except -1
+    cdef int _begin(self, bytes line, object headers) except -1
     cdef int _append_fields(self, object headers) except -1
     cdef int _append_field(self, object name, object value) except -1
     cdef int _special(self, int field, bytes value) except -1

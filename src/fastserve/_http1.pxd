@@ -38,6 +38,7 @@ cdef enum Framing:                  # of a response body, RFC 9112 section 6
 cdef class Http1Factory(ProtocolFactory):
     cdef:
         Host host
+        Upgrade upgrade                 # None: no other protocol
         object access
         dict scope
         dict asgi
@@ -61,6 +62,7 @@ cdef class Http1Connection(Protocol):
         RequestParser parser
         HttpExchange exchange           # the one whose response is not complete
         bytearray unparsed              # received, but not its turn yet
+        Protocol successor              # has taken the connection over
         Phase phase
         bint parsing                    # inside _consume: output is flushed afterwards
         bint proceeding                 # inside proceed: applications may be started
@@ -80,13 +82,20 @@ cdef class Http1Connection(Protocol):
     cdef int _take_body(self) except -1
     cdef bint _may_spawn(self) except -1
     cdef int _spawn(self) except -1
-    cdef int _refuse(self, int status, str reason) except -1
-    cdef int _answer(self, int status, str reason, HttpExchange exchange) except -1
+    cdef int refuse(self, int status, str reason, bytes fields=*) except -1
+    cdef int hand_over(self, Protocol successor) except -1
+    cdef int _answer(
+        self, int status, str reason, bytes fields, HttpExchange exchange
+    ) except -1
     cdef int _response_complete(self, HttpExchange exchange) except -1
     cdef int _update_reading(self) except -1
     cdef int _close(self, bint linger) except -1
     cdef int _settle(self) except -1
     cdef int _set_body_deadline(self, int64_t now) except -1
+
+
+cdef class Upgrade:
+    cdef HttpExchange build(self, bytes tokens, str method)
 
 
 cdef class HttpExchange(Conversation):
@@ -117,14 +126,15 @@ cdef class HttpExchange(Conversation):
         int64_t sent
         int64_t begun
 
+    cdef int opened(self, dict scope, bint has_body) except -1
     cdef int body_arrived(self, const char* data, Py_ssize_t length) except -1
     cdef int disconnect(self, bint lost) except -1
-    cdef object _start(self, dict message)
-    cdef object _send_body(self, dict message)
+    cdef object start(self, dict message)
+    cdef object send_body(self, dict message)
     cdef int _check_length(self, int64_t left, Py_ssize_t length, bint more_body) except -1
     cdef bint _leaves_too_much(self, bint more_body) noexcept
     cdef int log_access(self) except -1
     cdef int _write_head(self, Py_ssize_t length, bint more_body) except -1
     cdef int _write_body(self, bytes body, bint more_body) except -1
     cdef int _complete(self) except -1
-    cdef object _after_disconnect(self)
+    cdef object after_disconnect(self)

@@ -4,11 +4,14 @@ from typing import Any
 from fastserve._conversation import Conversation, Host
 from fastserve._transport import ProtocolFactory
 
+class Upgrade: ...
+
 class Http1Factory(ProtocolFactory):
     def __init__(
         self,
         host: Host,
         *,
+        upgrade: Upgrade | None = None,
         access: Callable[..., None] | None = None,
         state: dict[str, Any] | None = None,
         scheme: str = "http",

@@ -12,6 +12,7 @@ cdef class Transport:
 
     cdef SendBuffer output(self)
     cdef int flush(self) except -1
+    cdef int set_protocol(self, Protocol protocol) except -1
     cdef int pause_reading(self) except -1
     cdef int resume_reading(self) except -1
     cdef int close(self, bint linger) except -1

@@ -62,7 +62,7 @@ class _Command(click.Command):
 
 
 def _parameter(option: Option, default: Any) -> click.Option:
-    spellings = [option.name, option.flag, *([option.short] if option.short else [])]
+    spellings = [option.name, *filter(None, (option.flag, option.alias, option.short))]
     kind: dict[str, Any] = {"is_flag": True, "flag_value": not default, "default": default}
     if not option.is_switch:
         kind = {
@@ -79,6 +79,8 @@ def _help(option: Option, default: Any) -> str:
     if option.is_switch or default is None or default == "":
         return option.help
     shown = ", ".join(default) if isinstance(default, tuple) else default
+    if isinstance(default, bool):
+        shown = str(default).lower()
     return (
         f"{option.help}  [{shown:g}]" if isinstance(shown, float) else f"{option.help}  [{shown}]"
     )

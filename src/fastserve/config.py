@@ -146,8 +146,9 @@ class Whole(Check):
 
 @dataclass(frozen=True, slots=True)
 class Seconds(Check):
-    """A time span above zero."""
+    """A time span above zero; or none at all, where `may_be_off`."""
 
+    may_be_off: bool = False
     metavar: str = "SECONDS"
 
     def __call__(self, value: Any) -> float:
@@ -155,6 +156,8 @@ class Seconds(Check):
             seconds = math.nan if isinstance(value, bool) else float(value)
         except (TypeError, ValueError, OverflowError):
             seconds = math.nan
+        if self.may_be_off and seconds == 0:
+            return 0.0
         if not SHORTEST_SECONDS <= seconds <= LONGEST_SECONDS:  # false for nan too
             raise ValueError(
                 f"seconds from {SHORTEST_SECONDS:g} to {LONGEST_SECONDS:g} expected, not {value!r}"
@@ -203,6 +206,24 @@ class Switch(Check):
         if not isinstance(value, bool):
             raise ValueError(f"True or False expected, not {value!r}")
         return value
+
+
+@dataclass(frozen=True, slots=True)
+class Boolean(Check):
+    """On or off, and said so."""
+
+    metavar: str = "true|false"
+
+    def __call__(self, value: Any) -> bool:
+        if isinstance(value, str):
+            value = _BOOLEANS.get(value.lower(), value)
+        if not isinstance(value, bool):
+            raise ValueError(f"true or false expected, not {value!r}")
+        return value
+
+
+_BOOLEANS = {"true": True, "1": True, "yes": True, "on": True,
+             "false": False, "0": False, "no": False, "off": False}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,6 +284,7 @@ class Option:
     check: Check
     flag: str
     short: str = ""
+    alias: str = ""
     repeatable: bool = False
 
     @property
@@ -293,6 +315,7 @@ def option(
     *,
     flag: str = "",
     short: str = "",
+    alias: str = "",
     repeatable: bool = False,
 ) -> Any:
     """A field that carries its option's facts; the rest is derived from its name."""
@@ -301,6 +324,7 @@ def option(
         "check": check,
         "help": help,
         "short": short,
+        "alias": alias,
         "repeatable": repeatable,
     }
     if flag:
@@ -314,6 +338,7 @@ LOGGING = "Logging"
 LIMITS = "Limits"
 TIMES = "Time limits"
 ANSWERS = "Answers"
+WEBSOCKETS = "WebSockets"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -467,6 +492,50 @@ class Config:
         ANSWERS,
         Switch(),
         "send() raises an OSError once the client is gone, as ASGI 2.4 and later have it.",
+    )
+
+    ws_max_size: int = option(
+        16 * 1024 * 1024,
+        WEBSOCKETS,
+        Whole(1, 2**30, metavar="BYTES"),
+        "The longest message received, inflated, else it is closed with 1009.",
+    )
+    ws_max_queue: int = option(
+        32,
+        WEBSOCKETS,
+        Whole(1, 65536),
+        "Received messages that may wait for the application before reading pauses.",
+    )
+    ws_ping_interval: float = option(
+        20.0,
+        WEBSOCKETS,
+        Seconds(may_be_off=True),
+        "Between two pings; 0 sends none.",
+        alias="--websocket-ping-interval",
+    )
+    ws_ping_timeout: float = option(
+        20.0,
+        WEBSOCKETS,
+        Seconds(may_be_off=True),
+        "For the pong, else it is closed with 1011; 0 waits for ever.",
+    )
+    ws_close_timeout: float = option(
+        10.0,
+        WEBSOCKETS,
+        Seconds(),
+        "For the client's part of the closing handshake.",
+    )
+    ws_per_message_deflate: bool = option(
+        True,
+        WEBSOCKETS,
+        Boolean(),
+        "Compress messages for clients that offer it.",
+    )
+    ws_context_takeover: bool = option(
+        False,
+        WEBSOCKETS,
+        Boolean(),
+        "Let compressed messages refer to earlier ones: smaller, for 300 KiB a socket.",
     )
 
     log_level: str = option(

@@ -15,8 +15,10 @@ from typing import Any
 from fastserve._conversation import Host
 from fastserve._http1 import Http1Factory
 from fastserve._reactor import Reactor
+from fastserve._websocket import WebSocketUpgrade
 from fastserve.application import ASGI3, load
 from fastserve.config import Bind, Config, parse_bind
+from fastserve.extensions import negotiate_deflate
 from fastserve.lifespan import Lifespan, LifespanError
 from fastserve.log import AccessLog, logger, set_up
 from fastserve.worker import Event, MissingLibrary, Worker, find
@@ -258,6 +260,7 @@ def _factory(
 ) -> Http1Factory:
     return Http1Factory(
         host,
+        upgrade=_upgrade(config),
         access=None if access is None else access.write,
         state=state,
         root_path=config.root_path,
@@ -275,10 +278,31 @@ def _factory(
     )
 
 
-def _tick_interval(config: Config) -> float:
-    shortest = min(
-        config.header_timeout, config.body_timeout, config.write_timeout, config.keep_alive_timeout
+def _upgrade(config: Config) -> WebSocketUpgrade:
+    def negotiate(offers: str) -> tuple[str, int, bool, bool] | None:
+        return negotiate_deflate(offers, config.ws_context_takeover)
+
+    return WebSocketUpgrade(
+        negotiate=negotiate if config.ws_per_message_deflate else None,
+        max_size=config.ws_max_size,
+        max_queue=config.ws_max_queue,
+        ping_interval=config.ws_ping_interval,
+        ping_timeout=config.ws_ping_timeout,
+        close_timeout=config.ws_close_timeout,
     )
+
+
+def _tick_interval(config: Config) -> float:
+    seconds = (
+        config.header_timeout,
+        config.body_timeout,
+        config.write_timeout,
+        config.keep_alive_timeout,
+        config.ws_ping_interval,
+        config.ws_ping_timeout,
+        config.ws_close_timeout,
+    )
+    shortest = min(filter(None, seconds))
     return min(max(shortest / 4, FINEST_TICK), COARSEST_TICK)
 
 
