@@ -1,0 +1,95 @@
+"""What a client that stalls, or an application that does, costs in resident memory."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import POLLERS, WORKERS, Client, request
+from process import Process, eventually
+
+pytestmark = pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs /proc")
+
+MIB = 1024 * 1024
+GIB = 1024 * MIB
+BOUND = 32 * MIB
+
+
+class Gibibyte(Process):
+    def progress(self) -> int:
+        with self.connect() as client:
+            return int(client.get("/progress").body)
+
+    def memory(self, key: str) -> int:
+        """Resident bytes: `VmRSS`, now, or `VmHWM`, the most there ever were."""
+        status = Path(f"/proc/{self.popen.pid}/status").read_text()
+        match = re.search(rf"^{key}:\s+(\d+) kB$", status, re.MULTILINE)
+        assert match is not None
+        return 1024 * int(match[1])
+
+
+@pytest.fixture(params=[(worker, poller) for worker in WORKERS for poller in POLLERS], ids="-".join)
+def server(request: pytest.FixtureRequest) -> Iterator[Gibibyte]:
+    worker, poller = request.param
+    if worker != "asyncio" and importlib.util.find_spec(worker) is None:
+        pytest.skip(f"{worker} is not installed")
+    server = Gibibyte("-k", worker, "--poller", poller, "-b", "127.0.0.1:0", "gibibyte:app")
+    try:
+        yield server
+    finally:
+        server.end()
+
+
+def test_client_that_does_not_read(server: Gibibyte) -> None:
+    assert server.progress() == 0
+    before = server.memory("VmRSS")
+    with server.connect() as client:
+        client.sendall(request("GET", "/download", "Connection: close"))
+        client.read_until(b"\r\n\r\n")
+        stalled = [0, 0]
+
+        def has_stalled() -> bool:
+            stalled.append(server.progress())
+            return 0 < stalled[-3] == stalled[-2] == stalled[-1]
+
+        eventually(has_stalled)
+        assert stalled[-1] < BOUND
+        received = len(client.received)
+        block = bytearray(MIB)
+        while count := client.recv_into(block):
+            received += count
+    assert received > GIB
+    assert server.progress() == GIB
+    assert server.memory("VmHWM") - before < BOUND
+
+
+def test_application_that_does_not_read(server: Gibibyte) -> None:
+    assert server.progress() == 0
+    before = server.memory("VmRSS")
+    with server.connect() as client:
+        client.sendall(request("POST", "/upload", f"Content-Length: {GIB}"))
+        left = push(client, GIB)
+        assert GIB - left < BOUND
+        with server.connect() as other:
+            assert other.get("/read").status == 200
+        block = memoryview(bytes(MIB))
+        while left:
+            left -= client.send(block[:left])
+        assert client.read_response().body == b"%d" % GIB
+    assert server.memory("VmHWM") - before < BOUND
+
+
+def push(client: Client, length: int) -> int:
+    """Sends until nothing is taken any more; how much of `length` is left then."""
+    block = memoryview(bytes(MIB))
+    client.settimeout(0.5)
+    try:
+        while length:
+            length -= client.send(block[:length])
+    except TimeoutError:
+        client.settimeout(10)
+    return length
