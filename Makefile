@@ -1,10 +1,11 @@
 # The project's habits. `make` alone lists them.
 #
-# Variables: PYTHON (the interpreter to build for), VENV (where it is installed),
+# Variables: PYTHON (the interpreter to build for), VENV (where it is installed), APP (for run),
 # TESTS (files for test and test-asan), OPTIONS (more options for run, test, fuzz, bench).
 
 PYTHON ?= python3
 VENV ?= .venv
+APP ?= hello:app
 ASAN ?= build/asan
 TESTS ?=
 OPTIONS ?=
@@ -22,7 +23,7 @@ BUILD_REQUIRES = python -c 'import tomllib; print(*tomllib.load(open("pyproject.
 .PHONY: help run test lint test-asan fuzz bench bench-websocket instructions wheel clean
 
 help:
-	@echo 'make run        serve examples/hello.py'
+	@echo 'make run        serve examples/hello.py, or another one: make run APP=chat:app'
 	@echo 'make test       run all tests'
 	@echo 'make lint       ruff, mypy, cython-lint, warnings of Cython as errors'
 	@echo 'make test-asan  run the tests on a build with AddressSanitizer and UBSan'
@@ -34,7 +35,7 @@ help:
 	@echo 'make clean      remove everything that was built'
 
 run: $(VENV)/.built
-	$(VENV)/bin/fastserve --app-dir examples $(OPTIONS) hello:app
+	$(VENV)/bin/fastserve --app-dir examples $(OPTIONS) $(APP)
 
 test: $(VENV)/.test
 	$(VENV)/bin/python -m pytest --timeout $(TIMEOUT) $(OPTIONS) $(TESTS)

@@ -920,6 +920,14 @@ cdef class WebSocketExchange(HttpExchange):
     cdef object _close(self, dict message):
         cdef object code = get(message, "code", 1000)
         cdef object reason = get(message, "reason", None)
+        self._check_open()
+        if self.session is None:
+            # A refusal has neither: what they are does not matter.
+            if self.progress != NOT_STARTED:
+                raise RuntimeError("websocket.close was sent after websocket.http.response.start")
+            self.keep_alive = False
+            self.start({"status": 403})
+            return self.send_body({})
         if code is None:
             code = 1000
         if not isinstance(code, int) or not 0 <= code < 65536 or not may_be_sent(code):
@@ -928,17 +936,10 @@ cdef class WebSocketExchange(HttpExchange):
             reason = ""
         elif not isinstance(reason, str):
             raise TypeError(f"websocket.close: reason must be a str, not {type(reason).__name__}")
-        self._check_open()
-        if self.session is not None:
-            self.queue.clear()
-            self.queued = 0
-            self.session.close(code, reason)
-            return self.done(0)
-        if self.progress != NOT_STARTED:
-            raise RuntimeError("websocket.close was sent after websocket.http.response.start")
-        self.keep_alive = False
-        self.start({"status": 403})
-        return self.send_body({})
+        self.queue.clear()
+        self.queued = 0
+        self.session.close(code, reason)
+        return self.done(0)
 
     cdef bint is_full(self) noexcept:
         return len(self.queue) >= self.upgrade.max_queue or self.queued > QUEUE_BYTES
