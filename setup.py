@@ -12,7 +12,7 @@ from setuptools import Extension, setup
 
 MODULES = (
     "_buffer", "_transport", "_parser", "_headers", "_conversation", "_http1", "_deflate",
-    "_websocket", "_reactor",
+    "_websocket", "_tls", "_reactor",
 )  # fmt: skip
 LIBRARIES = {"_deflate": ["z"]}
 

@@ -47,7 +47,6 @@ cdef class Http1Factory(ProtocolFactory):
         Upgrade upgrade=None,
         access=None,
         state=None,
-        str scheme="http",
         str root_path="",
         bytes server_header=b"fastserve",
         bint date_header=True,
@@ -92,7 +91,7 @@ cdef class Http1Factory(ProtocolFactory):
             "http_version": None,
             "server": None,
             "client": None,
-            "scheme": scheme,
+            "scheme": "http",
             "method": None,
             "root_path": root_path,
             "path": None,
@@ -311,6 +310,9 @@ cdef class Http1Connection(Protocol):
         scope["raw_path"] = parser.raw_path
         scope["query_string"] = parser.query_string
         scope["headers"] = parser.headers
+        if self.transport.tls is not None:
+            scope["scheme"] = "https"
+            scope["extensions"] = {"tls": PyDict_Copy(self.transport.tls)}
         if factory.state is not None:
             scope["state"] = factory.state.copy()
         parser.release()

@@ -706,9 +706,7 @@ cdef class SocketTransport(Transport):
                 self._close_socket()
             else:
                 self.abort()
-        elif protocol is not None and protocol.deadline and now >= protocol.deadline:
-            protocol.deadline = 0
-            protocol.deadline_expired()
+        elif protocol is not None and protocol.check_deadline(now):
             self.flush()
         return 0
 

@@ -65,7 +65,7 @@ cdef class Protocol:
     * `connection_lost`: the last call; the transport is gone.
     * `resume_writing`: the peer reads again.
     * `proceed`: the answer to `call_soon`.
-    * `deadline_expired`: the time in `deadline` has come.
+    * `check_deadline`: called now and then; `deadline_expired`: the time in `deadline` has come.
     * `drain`: finish what is begun, take nothing new, then close.
 
     Error handling: an exception out of any of them is reported and ends this
@@ -91,6 +91,14 @@ cdef class Protocol:
 
     cdef int proceed(self) except -1:
         return 0
+
+    cdef bint check_deadline(self, int64_t now) except -1:
+        """Whether the deadline had come."""
+        if not self.deadline or now < self.deadline:
+            return False
+        self.deadline = 0
+        self.deadline_expired()
+        return True
 
     cdef int deadline_expired(self) except -1:
         return 0

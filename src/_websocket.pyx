@@ -749,7 +749,7 @@ cdef class WebSocketExchange(HttpExchange):
         scope["scheme"] = "wss" if scope["scheme"] == "https" else "ws"
         scope["asgi"] = PyDict_Copy(self.upgrade.asgi)
         scope["subprotocols"] = self.subprotocols.copy()
-        scope["extensions"] = {"websocket.http.response": {}}
+        scope.setdefault("extensions", {})["websocket.http.response"] = {}
         return 0
 
     def finished(self, error):

@@ -30,6 +30,7 @@ ARROWS = {
     "_http1": {"_buffer", "_conversation", "_headers", "_parser", "_transport"},
     "_deflate": set(),
     "_websocket": {"_buffer", "_conversation", "_deflate", "_headers", "_http1", "_transport"},
+    "_tls": {"_buffer", "_transport"},
     "_reactor": {"_buffer", "_transport"},
     # One loop each.
     "worker": {"_conversation", "_reactor"},
@@ -40,17 +41,20 @@ ARROWS = {
     "log": {"config"},
     "application": {"config"},
     "extensions": set(),
+    "tls": {"config"},
     "lifespan": {"application", "config", "log", "worker"},
     "server": {
         "_conversation",
         "_http1",
         "_reactor",
+        "_tls",
         "_websocket",
         "application",
         "config",
         "extensions",
         "lifespan",
         "log",
+        "tls",
         "worker",
     },
     "cli": {"__init__", "application", "config", "server"},
@@ -79,6 +83,7 @@ COMPILED_MAY_HAVE = {
     "_http1": DECLARATIONS | {"posix.time"},
     "_deflate": DECLARATIONS,
     "_websocket": DECLARATIONS | {"base64", "hashlib"},
+    "_tls": DECLARATIONS | {"ssl"},
     "_reactor": DECLARATIONS | {"os"},
 }
 # C headers; the reactor alone knows sockets. <sys/uio.h> is for a struct of two members.
@@ -90,6 +95,7 @@ C_HEADERS = {
     "_conversation": {"Python.h"},
     "_http1": set(),
     "_deflate": {"zlib.h"},
+    "_tls": set(),
     "_websocket": {"Python.h"},
     "_reactor": {
         "arpa/inet.h", "errno.h", "fcntl.h", "netinet/in.h", "string.h", "sys/epoll.h",

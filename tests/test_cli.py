@@ -172,6 +172,7 @@ def test_every_option_arrives(server: FakeServer, app_dir: Path) -> None:
     given: dict[str, Any] = {
         "worker_class": "asyncio",
         "bind": ("127.0.0.1:0", "unix:/tmp/x.sock"),
+        "insecure_bind": ("127.0.0.1:81",),
         "backlog": 5,
         "poller": "loop",
         "factory": True,
@@ -200,6 +201,14 @@ def test_every_option_arrives(server: FakeServer, app_dir: Path) -> None:
         "ws_close_timeout": 10.5,
         "ws_per_message_deflate": False,
         "ws_context_takeover": True,
+        "certfile": ("one.pem", "two.pem"),
+        "keyfile": ("one.key", "two.key"),
+        "keyfile_password": "secret",
+        "ca_certs": "ca.pem",
+        "verify_mode": "optional",
+        "ciphers": "ECDHE+AESGCM",
+        "tls_min_version": "1.3",
+        "ssl_handshake_timeout": 11.0,
         "log_level": "debug",
         "access_logfile": "-",
     }

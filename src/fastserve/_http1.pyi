@@ -14,7 +14,6 @@ class Http1Factory(ProtocolFactory):
         upgrade: Upgrade | None = None,
         access: Callable[..., None] | None = None,
         state: dict[str, Any] | None = None,
-        scheme: str = "http",
         root_path: str = "",
         server_header: bytes = b"fastserve",
         date_header: bool = True,

@@ -8,6 +8,7 @@ cdef class Transport:
     cdef:
         readonly object server          # ASGI `server`: (host, port) or (path, None)
         readonly object client          # ASGI `client`: (host, port) or None
+        readonly object tls             # ASGI `tls` extension of the connection, or None
         bint choked                     # too much is unsent; resume_writing will follow
 
     cdef SendBuffer output(self)
@@ -32,6 +33,7 @@ cdef class Protocol:
     cdef int connection_lost(self) except -1
     cdef int resume_writing(self) except -1
     cdef int proceed(self) except -1
+    cdef bint check_deadline(self, int64_t now) except -1
     cdef int deadline_expired(self) except -1
     cdef int drain(self) except -1
 

@@ -18,6 +18,7 @@ import math
 import os
 import re
 import select
+import ssl
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -179,6 +180,17 @@ class Choice(Check):
         return value
 
 
+class VerifyMode(Choice):
+    """Whether clients show certificates; the standard library's names do as well."""
+
+    def __call__(self, value: Any) -> str:
+        if isinstance(value, ssl.VerifyMode):
+            value = value.name
+        if isinstance(value, str):
+            value = value.upper().removeprefix("CERT_").lower()
+        return Choice.__call__(self, value)
+
+
 class WorkerClass(Choice):
     """The loop's name; `auto` becomes the quickest one at hand."""
 
@@ -243,6 +255,32 @@ class Path(Check):
 
 
 @dataclass(frozen=True, slots=True)
+class Paths(Check):
+    """A path or several."""
+
+    metavar: str = "PATH"
+
+    def __call__(self, value: Any) -> tuple[str, ...]:
+        if isinstance(value, (str, bytes, os.PathLike)):
+            value = (value,)
+        if not isinstance(value, Iterable):
+            raise ValueError(f"a path or a list of paths expected, not {value!r}")
+        return tuple(Path()(path) for path in value)
+
+
+@dataclass(frozen=True, slots=True)
+class Text(Check):
+    """Any words, but not none."""
+
+    metavar: str = "TEXT"
+
+    def __call__(self, value: Any) -> str:
+        if not isinstance(value, str) or not value:
+            raise ValueError(f"a text expected, not {value!r}")
+        return value
+
+
+@dataclass(frozen=True, slots=True)
 class RootPath(Check):
     """The prefix under which a proxy mounts the application."""
 
@@ -258,6 +296,7 @@ class RootPath(Check):
 class Binds(Check):
     """One address or several, each of them readable by parse_bind."""
 
+    may_be_none: bool = False
     metavar: str = "ADDRESS"
 
     def __call__(self, value: Any) -> tuple[str, ...]:
@@ -265,7 +304,7 @@ class Binds(Check):
         if not isinstance(addresses, Iterable):
             raise ValueError(f"an address or a list of addresses expected, not {value!r}")
         addresses = tuple(addresses)
-        if not addresses:
+        if not addresses and not self.may_be_none:
             raise ValueError("at least one address expected")
         for address in addresses:
             if not isinstance(address, str):
@@ -339,6 +378,7 @@ LIMITS = "Limits"
 TIMES = "Time limits"
 ANSWERS = "Answers"
 WEBSOCKETS = "WebSockets"
+TLS = "TLS"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -358,6 +398,13 @@ class Config:
         Binds(),
         "Where to listen: host:port (port 0: any free one) or unix:path. May be repeated.",
         short="-b",
+        repeatable=True,
+    )
+    insecure_bind: tuple[str, ...] = option(
+        (),
+        LISTENING,
+        Binds(may_be_none=True),
+        "Where to listen without TLS, beside addresses with it. May be repeated.",
         repeatable=True,
     )
     backlog: int = option(
@@ -538,6 +585,63 @@ class Config:
         "Let compressed messages refer to earlier ones: smaller, for 300 KiB a socket.",
     )
 
+    certfile: tuple[str, ...] = option(
+        (),
+        TLS,
+        Paths(),
+        "The certificate with its chain, in PEM; clients are served by TLS. May be repeated,"
+        " to have several by the name that a client asks for.",
+        alias="--ssl-certfile",
+        repeatable=True,
+    )
+    keyfile: tuple[str, ...] = option(
+        (),
+        TLS,
+        Paths(),
+        "The private key of each certificate, in the same order, unless it is in its file.",
+        alias="--ssl-keyfile",
+        repeatable=True,
+    )
+    keyfile_password: str | None = option(
+        None,
+        TLS,
+        Text(),
+        "What decrypts the private keys.",
+        alias="--ssl-keyfile-password",
+    )
+    ca_certs: str | None = option(
+        None,
+        TLS,
+        Path(metavar="FILE"),
+        "Who signs the clients' certificates, in PEM.",
+        alias="--ssl-ca-certs",
+    )
+    verify_mode: str = option(
+        "none",
+        TLS,
+        VerifyMode("none", "optional", "required"),
+        "Whether clients are asked for a certificate.",
+    )
+    ciphers: str | None = option(
+        None,
+        TLS,
+        Text(),
+        "OpenSSL's list of ciphers for TLS 1.2; Python's own unless given.",
+        alias="--ssl-ciphers",
+    )
+    tls_min_version: str = option(
+        "1.2",
+        TLS,
+        Choice("1.2", "1.3"),
+        "The oldest version of TLS that is spoken.",
+    )
+    ssl_handshake_timeout: float = option(
+        60.0,
+        TLS,
+        Seconds(),
+        "For the whole handshake.",
+    )
+
     log_level: str = option(
         "info",
         LOGGING,
@@ -558,6 +662,10 @@ class Config:
                 continue
             # The one moment at which a frozen instance may still be completed.
             object.__setattr__(self, field.name, OPTIONS[field.name].normalise(value))
+        if self.keyfile and len(self.keyfile) != len(self.certfile):
+            raise ConfigError("--keyfile: one for each --certfile expected, or none")
+        if self.verify_mode != "none" and self.ca_certs is None:
+            raise ConfigError("--verify-mode: --ca-certs has to say who signs the certificates")
 
     @classmethod
     def from_options(cls, **options: Any) -> Config:

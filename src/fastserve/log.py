@@ -66,12 +66,8 @@ class AccessLog:
     """
 
     def __init__(self, path: str) -> None:
-        out = path == "-"
-        try:
-            self._file = open(1 if out else path, "ab", buffering=0, closefd=not out)  # noqa: SIM115
-        except OSError as error:
-            raise ConfigError(f"--access-logfile: {path!r}: {error.strerror}") from None
         self._path = path
+        self._open()
         self._failed = False
         self._second = -1
         self._date = ""
@@ -94,6 +90,23 @@ class AccessLog:
             f'"{_safe(method.encode())} {_safe(path_bytes)}{query} HTTP/{http_version}" '
             f"{status} {length} {microseconds}us\n"
         )
+
+    def _open(self) -> None:
+        out = self._path == "-"
+        try:
+            self._file = open(1 if out else self._path, "ab", buffering=0, closefd=not out)  # noqa: SIM115
+        except OSError as error:
+            raise ConfigError(f"--access-logfile: {self._path!r}: {error.strerror}") from None
+
+    def reopen(self) -> None:
+        """Go on in a new file of the same name, after the old one was moved away."""
+        old = self._file
+        try:
+            self._open()
+        except ConfigError as error:
+            logger.error("the access log stays where it is: %s", error)
+        else:
+            old.close()
 
     def close(self) -> None:
         self._file.close()

@@ -15,18 +15,22 @@ from typing import Any
 from fastserve._conversation import Host
 from fastserve._http1 import Http1Factory
 from fastserve._reactor import Reactor
+from fastserve._tls import TlsFactory
 from fastserve._websocket import WebSocketUpgrade
 from fastserve.application import ASGI3, load
-from fastserve.config import Bind, Config, parse_bind
+from fastserve.config import Bind, Config, ConfigError, parse_bind
 from fastserve.extensions import negotiate_deflate
 from fastserve.lifespan import Lifespan, LifespanError
 from fastserve.log import AccessLog, logger, set_up
+from fastserve.tls import Certificates
 from fastserve.worker import Event, MissingLibrary, Worker, find
 
 __all__ = ["Server", "ServerError", "run", "serve"]
 
 # For lifespan shutdown, and for cancelled applications, once nobody wants to wait.
 HURRY = 5.0
+# Between two looks at the certificates' files.
+CERTIFICATES_INTERVAL = 5.0
 # Deadlines are checked four times in the shortest of them, but not more often than this.
 FINEST_TICK = 0.05
 COARSEST_TICK = 1.0
@@ -54,7 +58,7 @@ def run(application: object | str, config: Config | None = None, **options: Any)
 
     async def main() -> None:
         async with worker_class() as worker:
-            worker.on_signals((signal.SIGINT, signal.SIGTERM), server.on_signal)
+            worker.on_signals((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), server.on_signal)
             await server.serve(worker)
 
     with server.opened():
@@ -111,7 +115,10 @@ class Server:
         self.application = application
         self.config = config
         self.error: BaseException | None = None
-        self._listening: list[socket.socket] = []
+        # Those with TLS, and those without.
+        self._secure: list[socket.socket] = []
+        self._plain: list[socket.socket] = []
+        self._certificates: Certificates | None = None
         self._access: AccessLog | None = None
         self._signals = 0
         self._stop: Event
@@ -122,36 +129,65 @@ class Server:
     @contextlib.contextmanager
     def opened(self) -> Iterator[None]:
         """The listening sockets and the access log, open. Raises ServerError, ConfigError."""
+        config = self.config
         paths: list[str] = []
         try:
-            if self.config.access_logfile is not None:
-                self._access = AccessLog(self.config.access_logfile)
-            for text in self.config.bind:
-                bind = parse_bind(text)
-                try:
-                    self._listening += _listen(bind, self.config.backlog)
-                except OSError as error:
-                    raise ServerError(f"cannot listen on {bind}: {_reason(error)}") from None
-                if bind.kind == "unix":
-                    paths.append(bind.path)
+            if config.access_logfile is not None:
+                self._access = AccessLog(config.access_logfile)
+            if config.certfile:
+                self._certificates = Certificates(config)
+            for addresses, listening in (
+                (config.bind, self._secure if config.certfile else self._plain),
+                (config.insecure_bind, self._plain),
+            ):
+                for bind in map(parse_bind, addresses):
+                    try:
+                        listening += _listen(bind, config.backlog)
+                    except OSError as error:
+                        raise ServerError(f"cannot listen on {bind}: {_reason(error)}") from None
+                    if bind.kind == "unix":
+                        paths.append(bind.path)
             yield
         finally:
-            for listening in self._listening:
-                listening.close()
+            self._stop_listening()
             if self._access is not None:
                 self._access.close()
             for path in paths:
                 with contextlib.suppress(OSError):
                     os.unlink(path)
 
+    def _stop_listening(self) -> None:
+        for listening in (*self._secure, *self._plain):
+            listening.close()
+
     def on_signal(self, number: int) -> None:
-        """The first one ends the server gracefully, the next one skips the waiting."""
+        """SIGHUP: certificates and access log are opened again. The first other one ends the
+        server gracefully, the next one skips the waiting."""
+        if number == signal.SIGHUP:
+            self._reload_certificates()
+            if self._access is not None:
+                self._access.reopen()
+            return
         self._signals += 1
         if self._signals == 1:
             logger.info("%s: finishing what is under way", signal.Signals(number).name)
             self._stop.set()
         else:
             self._skip_waiting()
+
+    def _reload_certificates(self) -> None:
+        if self._certificates is not None:
+            try:
+                self._certificates.load()
+            except ConfigError as error:
+                logger.error("the certificates in use stay: %s", error)
+            else:
+                logger.info("certificates loaded again")
+
+    async def _watch_certificates(self, worker: Worker, certificates: Certificates) -> None:
+        while not await worker.within(CERTIFICATES_INTERVAL, self._stop.wait):
+            if certificates.have_changed():
+                self._reload_certificates()
 
     def _skip_waiting(self) -> None:
         self._hurry = True
@@ -210,10 +246,23 @@ class Server:
             factory = _factory(host, self.config, lifespan.state, self._access)
             worker.drive(reactor)
             stack.callback(worker.stop_driving)
-            for listening in self._listening:
+            certificates = self._certificates
+            if certificates is not None:
+                secure = TlsFactory(
+                    factory,
+                    certificates.wrap,
+                    describe=certificates.describe,
+                    handshake_timeout=self.config.ssl_handshake_timeout,
+                )
+                for listening in self._secure:
+                    reactor.listen(listening.fileno(), secure, _constant_address(listening))
+                worker.start(self._watch_certificates, worker, certificates)
+            for listening in self._plain:
                 reactor.listen(listening.fileno(), factory, _constant_address(listening))
-            for listening in self._listening:
-                logger.info("Running on %s (%s)", _url(listening), worker.name)
+            for listening in self._secure:
+                logger.info("Running on %s (%s)", _url(listening, "https"), worker.name)
+            for listening in self._plain:
+                logger.info("Running on %s (%s)", _url(listening, "http"), worker.name)
             try:
                 await self._stop.wait()
             except BaseException:
@@ -226,8 +275,7 @@ class Server:
         self, worker: Worker, reactor: Reactor, host: Host, factory: Http1Factory
     ) -> None:
         reactor.stop_accepting()
-        for listening in self._listening:
-            listening.close()
+        self._stop_listening()
         over = self._over = Event(worker)
 
         def check() -> None:
@@ -301,6 +349,7 @@ def _tick_interval(config: Config) -> float:
         config.ws_ping_interval,
         config.ws_ping_timeout,
         config.ws_close_timeout,
+        config.ssl_handshake_timeout,
     )
     shortest = min(filter(None, seconds))
     return min(max(shortest / 4, FINEST_TICK), COARSEST_TICK)
@@ -377,9 +426,9 @@ def _constant_address(listening: socket.socket) -> tuple[str, int | None] | None
     return None if address[0] in ("0.0.0.0", "::") else (address[0], address[1])
 
 
-def _url(listening: socket.socket) -> str:
+def _url(listening: socket.socket, scheme: str) -> str:
     address = listening.getsockname()
     if listening.family == socket.AF_UNIX:
         return f"unix:{address}"
     host = f"[{address[0]}]" if ":" in address[0] else address[0]
-    return f"http://{host}:{address[1]}"
+    return f"{scheme}://{host}:{address[1]}"

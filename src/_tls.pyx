@@ -1,0 +1,365 @@
+"""TLS: a transport on top of a transport, by the standard library's `ssl`.
+
+To the transport below, a `TlsProtocol` is its protocol; to the protocol above, a `TlsTransport` is
+its transport. Between the two an `SSLObject` works on two memory BIOs, so that neither the
+socket, nor the poller, nor the event loop, nor HTTP is different under TLS.
+"""
+
+from ssl import MemoryBIO, SSLError, SSLWantReadError
+
+cimport cython
+from cpython.buffer cimport PyBUF_READ
+from cpython.bytearray cimport PyByteArray_AS_STRING
+from cpython.bytes cimport PyBytes_GET_SIZE
+from cpython.memoryview cimport PyMemoryView_FromMemory
+
+from fastserve._buffer cimport iovec
+
+
+# Somebody speaks HTTP to a port that expects TLS: the one case in which the peer can be told.
+cdef bytes PLAIN_TEXT = b"This port speaks TLS: use https:// here.\n"
+cdef bytes PLAIN_HTTP = (
+    b"HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain; charset=utf-8\r\n"
+    b"content-length: %d\r\nconnection: close\r\n\r\n%b" % (len(PLAIN_TEXT), PLAIN_TEXT)
+)
+
+
+@cython.final
+cdef class TlsFactory(ProtocolFactory):
+    """Makes the TLS side of each accepted connection, and then the protocol above it."""
+
+    def __init__(
+        self, ProtocolFactory inner not None, wrap, *, describe, double handshake_timeout=60
+    ):
+        """`inner`: of the protocols above. `wrap(incoming, outgoing)`: an `ssl.SSLObject` of the
+        server's side for two `ssl.MemoryBIO`. `describe(ssl_object)`: the ASGI `tls` extension
+        of the connection, a dict. `handshake_timeout`: seconds."""
+        self.inner = inner
+        self.wrap = wrap
+        self.describe = describe
+        self.handshake_timeout = <int64_t>(1000 * handshake_timeout)
+        self.plain = bytearray(PLAIN_SIZE)
+        self.spare = []
+
+    cdef Protocol build(self):
+        cdef TlsProtocol protocol = TlsProtocol.__new__(TlsProtocol)
+        cdef TlsTransport tls = TlsTransport.__new__(TlsTransport)
+        tls.factory = self
+        protocol.tls = tls
+        return protocol
+
+    cdef bint may_shake(self, int64_t now) noexcept:
+        """A handshake costs a signature, milliseconds with RSA: some in each turn of the loop,
+        so that the connections that have theirs behind them are not kept waiting."""
+        if now != self.turn:
+            self.turn = now
+            self.shaken = 0
+        self.shaken += 1
+        return self.shaken <= HANDSHAKES
+
+    cdef SendBuffer take_buffer(self):
+        return self.spare.pop() if self.spare else SendBuffer.__new__(SendBuffer)
+
+    cdef int give_buffer(self, SendBuffer buffer) except -1:
+        if len(self.spare) < SPARE_BUFFERS:
+            self.spare.append(buffer)
+        return 0
+
+
+@cython.final
+cdef class TlsProtocol(Protocol):
+    """What the transport below calls: ciphertext comes in."""
+
+    cdef int connection_made(self, Transport transport) except -1:
+        self.transport = transport
+        self.deadline = transport.clock() + self.tls.factory.handshake_timeout
+        return self.tls.attach(transport)
+
+    cdef int data_received(self, const char* data, Py_ssize_t length) except -1:
+        return self.tls.received(self, data, length)
+
+    cdef int eof_received(self) except -1:
+        return self.tls.ended()
+
+    cdef int connection_lost(self) except -1:
+        cdef TlsTransport tls = self.tls
+        self.transport = None
+        self.deadline = 0
+        return tls.lost()
+
+    cdef int resume_writing(self) except -1:
+        return self.tls.may_send_again()
+
+    cdef int proceed(self) except -1:
+        return self.tls.go_on(self)
+
+    cdef bint check_deadline(self, int64_t now) except -1:
+        cdef Protocol above = self.tls.protocol
+        if above is None:
+            return Protocol.check_deadline(self, now)
+        if above.check_deadline(now):
+            self.tls.encrypt()
+            return True
+        return False
+
+    cdef int deadline_expired(self) except -1:
+        # A reference of our own: connection_lost drops the other.
+        cdef Transport transport = self.transport
+        return transport.abort()        # in the midst of a handshake: nothing can be said
+
+    cdef int drain(self) except -1:
+        cdef Protocol above = self.tls.protocol
+        cdef Transport transport = self.transport
+        if above is None:
+            return transport.close(False)
+        above.drain()
+        return self.tls.encrypt()
+
+
+@cython.final
+cdef class TlsTransport(Transport):
+    """What the protocol above calls: plaintext goes out.
+
+    Resource handling: `below` and `protocol` refer back to this; both are let go when the
+    connection is lost.
+    """
+
+    cdef int attach(self, Transport below) except -1:
+        cdef object session
+        self.below = below
+        self.server = below.server
+        self.client = below.client
+        self.incoming = MemoryBIO()
+        self.outgoing = MemoryBIO()
+        self.session = session = self.factory.wrap(self.incoming, self.outgoing)
+        self.read = session.read
+        self.write = session.write
+        self.pending = session.pending
+        return 0
+
+    cdef SendBuffer output(self):
+        if self.out is None:
+            self.out = self.factory.take_buffer()
+        return self.out
+
+    cdef int flush(self) except -1:
+        cdef Transport below = self.below
+        if below is None:
+            return 0
+        self.encrypt()
+        below.flush()
+        self.choked = self.choked or below.choked
+        return 0
+
+    cdef int set_protocol(self, Protocol protocol) except -1:
+        self.protocol = protocol
+        return 0
+
+    cdef int pause_reading(self) except -1:
+        self.paused = True
+        return 0 if self.below is None else self.below.pause_reading()
+
+    cdef int resume_reading(self) except -1:
+        cdef Transport below = self.below
+        self.paused = False
+        if below is None:
+            return 0
+        below.resume_reading()
+        # What was received already will never make the socket readable.
+        return below.call_soon()
+
+    cdef int close(self, bint linger) except -1:
+        cdef Transport below = self.below
+        if self.closing or below is None:
+            return 0
+        self.closing = True
+        self.linger = linger
+        below.pause_reading()
+        self.encrypt()
+        if self.below is not None and self.out is None:
+            self._finish_close()
+        return 0
+
+    cdef int abort(self) except -1:
+        cdef Transport below = self.below
+        return 0 if below is None else below.abort()
+
+    cdef int call_soon(self) except -1:
+        self.deferred = True
+        return 0 if self.below is None else self.below.call_soon()
+
+    cdef int64_t clock(self) noexcept:
+        return 0 if self.below is None else self.below.clock()
+
+    # From below.
+
+    cdef int received(self, TlsProtocol protocol, const char* data, Py_ssize_t length) except -1:
+        if self.closing:
+            return 0
+        self.incoming.write(PyMemoryView_FromMemory(<char*>data, length, PyBUF_READ))
+        if self.protocol is None and not self._shake_hands(protocol):
+            return 0
+        return self._decrypt()
+
+    cdef int go_on(self, TlsProtocol protocol) except -1:
+        """The answer to `call_soon`, ours or the protocol's above."""
+        cdef Protocol above = self.protocol
+        if above is None:
+            if self.closing or not self.incoming.pending or not self._shake_hands(protocol):
+                return 0
+        elif self.deferred:
+            self.deferred = False
+            if not self.closing:
+                above.proceed()
+        if not self.closing and not self.paused and self._has_input():
+            self._decrypt()
+        return self.encrypt()
+
+    cdef int ended(self) except -1:
+        """The peer sends no more: after its close_notify that is no news. Without one a message
+        may be cut; how long a request is, its own framing says."""
+        cdef Protocol above = self.protocol
+        cdef Transport below = self.below
+        if above is None:
+            return below.close(False)
+        if not (self.eof or self.closing):
+            self.eof = True
+            above.eof_received()
+            self.encrypt()
+        return 0
+
+    cdef int lost(self) except -1:
+        cdef Protocol above = self.protocol
+        self.below = None
+        self.protocol = None
+        self.choked = False
+        self.out = None
+        self.session = self.read = self.write = self.pending = None
+        return 0 if above is None else above.connection_lost()
+
+    cdef int may_send_again(self) except -1:
+        cdef Protocol above = self.protocol
+        self.encrypt()
+        if self.out is not None or self.below is None:
+            return 0
+        if self.closing:
+            return self._finish_close()
+        if self.choked and not self.below.choked:
+            self.choked = False
+            if above is not None:
+                above.resume_writing()
+                self.encrypt()
+        return 0
+
+    # Between the two.
+
+    cdef bint _shake_hands(self, TlsProtocol protocol) except -1:
+        """Go on with the handshake; True when it is done, and the protocol above made."""
+        cdef Transport below = self.below
+        cdef TlsFactory factory = self.factory
+        cdef Protocol above
+        if not factory.may_shake(below.clock()):
+            if self.incoming.pending > HANDSHAKE_MOST:
+                below.abort()
+            else:
+                below.call_soon()
+            return False
+        try:
+            self.session.do_handshake()
+        except SSLWantReadError:
+            self._pass_on(below)
+            return False
+        except SSLError as error:
+            # The peer's doing: it gets its alert, and nobody is told of every scanner.
+            self.closing = True
+            if error.reason == "HTTP_REQUEST":
+                below.output().append_bytes(PLAIN_HTTP)
+            else:
+                self._pass_on(below)
+            below.close(True)
+            return False
+        self._pass_on(below)
+        protocol.deadline = 0
+        self.tls = factory.describe(self.session)
+        above = factory.inner.build()
+        self.protocol = above
+        above.connection_made(self)
+        return True
+
+    cdef bint _has_input(self) except -1:
+        return self.incoming.pending > 0 or self.pending() > 0
+
+    cdef int _decrypt(self) except -1:
+        """Hand up what has come, until there is no more or reading pauses. Whether there is
+        more is asked, since to be refused costs an exception."""
+        cdef Transport below = self.below
+        cdef Protocol above
+        cdef bytearray plain = self.factory.plain
+        cdef Py_ssize_t length
+        while not (self.paused or self.closing or self.eof):
+            above = self.protocol
+            if above is None:
+                return 0
+            try:
+                length = self.read(PLAIN_SIZE, plain)
+            except SSLWantReadError:
+                break
+            except SSLError:
+                self.closing = True
+                self._pass_on(below)
+                return below.close(False)
+            if length == 0:
+                self.eof = True
+                above.eof_received()
+                break
+            above.data_received(PyByteArray_AS_STRING(plain), length)
+            if self.below is None or not self._has_input():
+                break
+        return self.encrypt()
+
+    cdef int encrypt(self) except -1:
+        """What the protocol above has appended goes below, as much as is taken there."""
+        cdef Transport below = self.below
+        cdef SendBuffer out = self.out
+        cdef iovec vector
+        cdef Py_ssize_t length
+        if below is None:
+            return 0
+        if out is not None and self.protocol is not None:
+            while out.pending and not below.choked:
+                out.gather(&vector, 1)
+                length = min(<Py_ssize_t>vector.iov_len, <Py_ssize_t>PLAIN_SIZE)
+                length = self.write(
+                    PyMemoryView_FromMemory(<char*>vector.iov_base, length, PyBUF_READ)
+                )
+                out.consume(length)
+                self._pass_on(below)
+                if out.pending:
+                    below.flush()
+                    if self.below is None:
+                        return 0
+            if out.pending == 0:
+                self.out = None
+                self.factory.give_buffer(out)
+        elif self.outgoing.pending:
+            self._pass_on(below)
+        self.choked = self.choked or below.choked
+        return 0
+
+    cdef int _pass_on(self, Transport below) except -1:
+        cdef bytes ciphertext = self.outgoing.read()
+        if PyBytes_GET_SIZE(ciphertext):
+            below.output().append_bytes(ciphertext)
+        return 0
+
+    cdef int _finish_close(self) except -1:
+        """Everything is encrypted: the close_notify (RFC 8446 section 6.1), and the end below.
+        The peer's own close_notify is not waited for."""
+        cdef Transport below = self.below
+        if self.protocol is not None:
+            try:
+                self.session.unwrap()
+            except SSLError:
+                pass        # which is how it says that the peer has not answered yet
+            self._pass_on(below)
+        return below.close(self.linger)

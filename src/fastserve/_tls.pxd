@@ -1,0 +1,60 @@
+# Declarations of fastserve._tls. No ABI is promised between releases.
+from libc.stdint cimport int64_t
+
+from fastserve._buffer cimport SendBuffer
+from fastserve._transport cimport Protocol, ProtocolFactory, Transport
+
+cdef enum:
+    PLAIN_SIZE = 64 * 1024          # bytes decrypted, or encrypted, at once
+    HANDSHAKES = 8                  # steps of handshakes in one turn of the loop
+    HANDSHAKE_MOST = 64 * 1024      # bytes of a handshake that waits for its turn
+    SPARE_BUFFERS = 64              # SendBuffers kept for the next response
+
+
+cdef class TlsFactory(ProtocolFactory):
+    cdef:
+        ProtocolFactory inner
+        object wrap
+        object describe
+        int64_t handshake_timeout
+        bytearray plain             # where decrypted bytes are put, for one call
+        list spare
+        int64_t turn
+        int shaken
+
+    cdef bint may_shake(self, int64_t now) noexcept
+    cdef SendBuffer take_buffer(self)
+    cdef int give_buffer(self, SendBuffer buffer) except -1
+
+
+cdef class TlsProtocol(Protocol):
+    cdef TlsTransport tls
+
+
+cdef class TlsTransport(Transport):
+    cdef:
+        TlsFactory factory
+        Transport below             # None once the connection is lost
+        Protocol protocol           # above; None until the handshake is done
+        SendBuffer out              # plaintext; None when nothing is unsent
+        object session              # an ssl.SSLObject
+        object incoming, outgoing   # its ssl.MemoryBIOs
+        object read, write, pending     # its methods
+        bint paused
+        bint closing
+        bint linger
+        bint deferred               # the protocol above is to proceed
+        bint eof
+
+    cdef int attach(self, Transport below) except -1
+    cdef int received(self, TlsProtocol protocol, const char* data, Py_ssize_t length) except -1
+    cdef int go_on(self, TlsProtocol protocol) except -1
+    cdef int ended(self) except -1
+    cdef int lost(self) except -1
+    cdef int may_send_again(self) except -1
+    cdef int encrypt(self) except -1
+    cdef bint _shake_hands(self, TlsProtocol protocol) except -1
+    cdef bint _has_input(self) except -1
+    cdef int _decrypt(self) except -1
+    cdef int _pass_on(self, Transport below) except -1
+    cdef int _finish_close(self) except -1
