@@ -70,10 +70,12 @@ cdef class Deflater:
         cdef int status
         if length > DEFLATE_MOST:
             raise ValueError(f"{length} bytes are too many to compress at once")
+        if length == 0:
+            return b"\0"            # RFC 7692 section 7.2.3.6; zlib flushes once only
         # Room for the flush's own block as well, so that one call does it all.
         bound = deflateBound(stream, <unsigned long>length) + 16
         out = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>bound)
-        stream.next_in = <const unsigned char*>data
+        stream.next_in = <unsigned char*>data       # only read
         stream.avail_in = <unsigned int>length
         stream.next_out = <unsigned char*>PyBytes_AS_STRING(out)
         stream.avail_out = <unsigned int>bound
@@ -110,7 +112,7 @@ cdef class Inflater:
 
     cdef void give(self, const char* data, Py_ssize_t length) noexcept:
         """What `take` is to decompress next; good until it has. `length` is below 4 GiB."""
-        self.stream.next_in = <const unsigned char*>data
+        self.stream.next_in = <unsigned char*>data
         self.stream.avail_in = <unsigned int>length
 
     cdef void give_tail(self) noexcept:
@@ -118,8 +120,8 @@ cdef class Inflater:
         self.give(_tail, TAIL_LENGTH)
 
     cdef Py_ssize_t take(self, char* to, Py_ssize_t room) noexcept:
-        """Decompress at most `room` bytes; how many, or -1 if the data are not deflate's. Less
-        than `room`: everything given was used."""
+        """Decompress at most `room` bytes; how many. Less than `room`: everything given was
+        used, or is `broken`."""
         cdef z_stream* stream = &self.stream
         cdef unsigned int left = <unsigned int>min(room, <Py_ssize_t>UINT_MAX)
         cdef unsigned int wanted = left
@@ -135,7 +137,7 @@ cdef class Inflater:
                 if stream.avail_in and left:
                     continue
             elif status != Z_OK and status != Z_BUF_ERROR:
-                return -1
+                self.broken = True
             return wanted - left
 
 

@@ -37,6 +37,64 @@ cdef int64_t _microseconds() noexcept:
     return <int64_t>now.tv_sec * 1000000 + now.tv_nsec // 1000
 
 
+@cython.final
+cdef class Gate:
+    """Lets so many requests run at once; the next ones wait in a line, and those behind it are
+    turned away. Idle connections and open WebSockets do not count."""
+
+    def __init__(
+        self, Py_ssize_t limit, *, Py_ssize_t queue_size=0, double queue_timeout=5, exempt=()
+    ):
+        """`limit`: requests. `queue_size`: how many may wait, `queue_timeout`: seconds that
+        each of them may. `exempt`: paths for which none of this holds."""
+        self.limit = limit
+        self.queue_size = queue_size
+        self.queue_timeout = <int64_t>(1000 * queue_timeout)
+        self.exempt = frozenset(exempt)
+        self.line = []
+        self.fields = b"retry-after: %d\r\n" % max(1, round(queue_timeout))
+
+    cdef bint admit(self, Http1Connection connection, HttpExchange exchange) except -1:
+        """Whether its application may be called now; False: it waits, or was refused."""
+        if exchange.admitted:
+            return True
+        if exchange.waits:
+            return False
+        if exchange.scope["path"] in self.exempt:
+            return True
+        if self.running < self.limit:
+            exchange.admitted = True
+            self.running += 1
+            return True
+        if len(self.line) < self.queue_size:
+            exchange.waits = True
+            exchange.waits_until = connection.transport.clock() + self.queue_timeout
+            self.line.append(connection)
+            return False
+        self.refuse(connection)
+        return False
+
+    cdef int refuse(self, Http1Connection connection) except -1:
+        return connection.refuse(503, "The server is busy.", self.fields)
+
+    cdef int leave(self, HttpExchange exchange) except -1:
+        """It has ended, or needs its place no longer: the first in the line has it."""
+        cdef Http1Connection connection
+        if exchange.waits:
+            exchange.waits = False
+            self.line.remove(exchange.connection)
+        elif exchange.admitted:
+            exchange.admitted = False
+            self.running -= 1
+            if self.line and self.running < self.limit:
+                connection = <Http1Connection>self.line.pop(0)
+                connection.exchange.waits = False
+                connection.exchange.admitted = True
+                self.running += 1
+                connection.transport.call_soon()
+        return 0
+
+
 cdef class Http1Factory(ProtocolFactory):
     """What all connections of one server have in common."""
 
@@ -45,6 +103,7 @@ cdef class Http1Factory(ProtocolFactory):
         Host host not None,
         *,
         Upgrade upgrade=None,
+        Gate gate=None,
         access=None,
         state=None,
         str root_path="",
@@ -60,13 +119,14 @@ cdef class Http1Factory(ProtocolFactory):
         double keep_alive_timeout=75,
         int64_t body_min_rate=240,
     ):
-        """`upgrade`: the other protocol that a request may ask for. `access`: called for
-        each response with client, method, raw_path, query_string, http_version, status, body
+        """`upgrade`: the other protocol that a request may ask for. `gate`: how many may run
+        at once. `access`: called for each response with client, method, raw_path, query_string, http_version, status, body
         length in bytes, and microseconds. `state`: the lifespan's, copied for each request;
         None where the application has no lifespan. Timeouts are in seconds, `body_min_rate`
         in bytes a second (0: any), limits in bytes."""
         self.host = host
         self.upgrade = upgrade
+        self.gate = gate
         self.access = access
         self.state = state
         self.root_path = root_path
@@ -161,6 +221,8 @@ cdef class Http1Connection(Protocol):
         self.deadline = 0
         self.unparsed = None
         if exchange is not None:
+            if not exchange.spawned:
+                exchange.leave_gate()
             self.exchange = None
             exchange.disconnect(True)
         return 0
@@ -197,6 +259,8 @@ cdef class Http1Connection(Protocol):
             return self._close(True)
         if self.phase == PHASE_FIRST or self.phase == PHASE_IDLE:
             return self._close(False)
+        if self.phase == PHASE_WAITING:
+            return self.factory.gate.refuse(self)
         return self.refuse(408, "The request did not arrive in time.")
 
     cdef int drain(self) except -1:
@@ -346,7 +410,8 @@ cdef class Http1Connection(Protocol):
         for each request costs more than the work itself."""
         if not self.proceeding:
             self.transport.call_soon()
-        return self.proceeding
+            return False
+        return self.factory.gate is None or self.factory.gate.admit(self, self.exchange)
 
     cdef int _spawn(self) except -1:
         cdef HttpExchange exchange = self.exchange
@@ -361,6 +426,8 @@ cdef class Http1Connection(Protocol):
         cdef Transport transport = self.transport
         cdef Progress progress = NOT_STARTED
         if exchange is not None:
+            if not exchange.spawned:
+                exchange.leave_gate()
             self.exchange = None
             progress = exchange.progress
             exchange.progress = ABANDONED
@@ -444,7 +511,9 @@ cdef class Http1Connection(Protocol):
         cdef int64_t now = self.transport.clock()
         cdef Phase before = self.phase
         if exchange is not None:
-            if exchange.request_complete or exchange.owes_continue:
+            if exchange.waits:
+                self.phase = PHASE_WAITING
+            elif exchange.request_complete or exchange.owes_continue:
                 self.phase = PHASE_APPLICATION
             else:
                 self.phase = PHASE_BODY
@@ -465,6 +534,8 @@ cdef class Http1Connection(Protocol):
             self._set_body_deadline(now)
         elif self.phase == PHASE_APPLICATION:
             self.deadline = 0
+        elif self.phase == PHASE_WAITING:
+            self.deadline = exchange.waits_until
         elif before != self.phase and before != PHASE_FIRST:
             self.deadline = now + self.factory.header_timeout
         return 0
@@ -517,6 +588,9 @@ cdef class Upgrade:
 cdef class HttpExchange(Conversation):
     """One request, its response, and the application between them."""
 
+    cdef int leave_gate(self) except -1:
+        return 0 if self.factory.gate is None else self.factory.gate.leave(self)
+
     cdef int opened(self, dict scope, bint has_body) except -1:
         """The head of a request for an upgrade has come: check it, complete the scope."""
         return 0
@@ -531,11 +605,13 @@ cdef class HttpExchange(Conversation):
                     RuntimeError("the application returned without a complete response")
                 )
             self.connection.refuse(500, "Internal Server Error")
+        self.leave_gate()
         self.host.ended()
 
     def cancelled(self):
         if self.progress < COMPLETE and not self.lost:
             self.connection.refuse(503, "The server is shutting down.")
+        self.leave_gate()
         self.host.ended()
 
     def send(self, message):
@@ -684,9 +760,10 @@ cdef class HttpExchange(Conversation):
         self.more_body = None
         self.buffered = 0
         self.wake_all()
+        self.log_access()       # as long as there is a transport to ask for the client
         if not self.lost:
             self.connection._response_complete(self)
-        return self.log_access()
+        return 0
 
     cdef int log_access(self) except -1:
         cdef object access = self.factory.access

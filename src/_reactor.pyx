@@ -304,13 +304,28 @@ cdef class Reactor:
     a connection goes to `report(exception)` and ends that connection.
     """
 
-    def __cinit__(self, worker, *, str poller, double tick_interval, double write_timeout, report):
+    def __cinit__(
+        self,
+        worker,
+        *,
+        str poller,
+        double tick_interval,
+        double write_timeout,
+        report,
+        Py_ssize_t max_connections=0,
+        Py_ssize_t max_per_address=0,
+    ):
         """`worker`: see fastserve.worker.Worker. `poller`: "epoll" or "loop".
         `tick_interval`: how often deadlines are checked, in seconds. `write_timeout`:
-        seconds after which a peer that takes nothing is given up."""
+        seconds after which a peer that takes nothing is given up. `max_connections`: above
+        it new ones wait to be accepted; `max_per_address`: more of one IP address are closed
+        at once; 0: any number."""
         self.worker = worker
         self.report = report
         self.write_timeout = <int64_t>(1000 * write_timeout)
+        self.max_connections = max_connections
+        self.max_per_address = max_per_address
+        self.addresses = {}
         self.tick_interval = tick_interval
         if poller == "epoll":
             self.poller = EpollPoller(max(1, <int64_t>(1000 * tick_interval)))
@@ -362,17 +377,20 @@ cdef class Reactor:
         return count
 
     def ready(self, uint64_t token, int events):
-        """The loop's poller: this descriptor is ready."""
+        """The loop's poller: this descriptor is ready. True: something was read, and there may
+        be more."""
+        cdef int count
         if self.polling:
-            return
+            return False
         self.polling = True
         self.now = fs_monotonic_ms()
         try:
-            self.dispatch(token, events)
+            count = self.dispatch(token, events)
             self.run_deferred()
         finally:
             self.polling = False
         self.arm_deferred()
+        return count > 0
 
     def tick(self):
         """Check all deadlines: to be called by the loop's poller each `tick_interval`."""
@@ -391,7 +409,7 @@ cdef class Reactor:
         cdef Listener listener
         self.now = fs_monotonic_ms()
         for listener in self.listeners:
-            if not listener.paused_until:
+            if not listener.paused_until and not listener.held:
                 listener.accept_some()
             listener.close()
         self.listeners = []
@@ -454,7 +472,7 @@ cdef class Reactor:
             return 0
         transport = <SocketTransport>self.slots[slot].source
         try:
-            transport.ready(events)
+            return transport.ready(events)
         except BaseException as error:
             self.fail(transport, error)
         return 0
@@ -535,12 +553,43 @@ cdef class Reactor:
         try:
             transport.slot = self.add_slot(transport, False)
             self.connections += 1
+            if not self._count(client):
+                return transport.abort()
             protocol = listener.factory.build()
             transport.protocol = protocol
             protocol.connection_made(transport)
             transport._update_interest()
         except BaseException as error:
             self.fail(transport, error)
+        return 0
+
+    cdef bint _count(self, object client) except -1:
+        """One connection more; False if its address has too many."""
+        cdef object host
+        if self.max_per_address and client is not None:
+            host = client[0]
+            self.addresses[host] = self.addresses.get(host, 0) + 1
+            if self.addresses[host] > self.max_per_address:
+                return False
+        return True
+
+    cdef int lose(self, object client) except -1:
+        """One connection less."""
+        cdef Listener listener
+        cdef object host
+        self.connections -= 1
+        if self.max_per_address and client is not None:
+            host = client[0]
+            self.addresses[host] -= 1
+            if not self.addresses[host]:
+                del self.addresses[host]
+        if self.holding and self.connections < self.max_connections:
+            self.holding = False
+            for listener in self.listeners:
+                if listener.held:
+                    listener.resume()
+        if self.connections == 0 and self.on_empty is not None:
+            self.on_empty()
         return 0
 
     cdef SendBuffer take_buffer(self):
@@ -592,6 +641,9 @@ cdef class Listener:
         cdef socklen_t length
         cdef int fd
         for _ in range(ACCEPT_BATCH):
+            if 0 < self.reactor.max_connections <= self.reactor.connections:
+                self.hold()
+                break
             length = sizeof(address)
             fd = fs_accept(self.fd, <sockaddr*>&address, &length)
             if fd >= 0:
@@ -612,13 +664,20 @@ cdef class Listener:
             self.reactor.report(OSError(error, f"accepting pauses: {os.strerror(error).lower()}"))
         return 0
 
+    cdef int hold(self) except -1:
+        """Leave new connections waiting until one of those there has ended."""
+        self.held = self.reactor.holding = True
+        self.reactor.poller.forget(self.fd, self.reactor.token(self.slot), READABLE)
+        return 0
+
     cdef int resume(self) except -1:
         self.paused_until = 0
+        self.held = False
         self.reactor.poller.watch(self.fd, self.reactor.token(self.slot), -1, READABLE)
         return 0
 
     cdef int close(self) except -1:
-        if not self.paused_until:
+        if not self.paused_until and not self.held:
             self.reactor.poller.forget(self.fd, self.reactor.token(self.slot), READABLE)
         self.reactor.free_slot(self.slot)
         return 0
@@ -686,18 +745,19 @@ cdef class SocketTransport(Transport):
         return self.reactor.clock()
 
     cdef int ready(self, int events) except -1:
+        cdef int more = 0
         if events & (READABLE | BROKEN):
             if self.lingering:
                 self._throw_away()
             elif self.interest & READABLE:
-                self._receive()
+                more = self._receive()
             elif events & BROKEN:
                 # Not reading, so nothing else would ever tell, and the level-triggered
                 # event would come again and again.
                 self._close_socket()
         if events & WRITABLE and self.blocked and self.fd >= 0:
             self._send()
-        return 0
+        return more
 
     cdef int tick(self, int64_t now) except -1:
         cdef Protocol protocol = self.protocol
@@ -711,6 +771,7 @@ cdef class SocketTransport(Transport):
         return 0
 
     cdef int _receive(self) except -1:
+        """1 if there may be more."""
         # A reference of our own: the call may end the connection, and with it the protocol.
         cdef Protocol protocol = self.protocol
         cdef Py_ssize_t count = recv(self.fd, self.reactor.block, RECEIVE_SIZE, 0)
@@ -724,7 +785,8 @@ cdef class SocketTransport(Transport):
             return 0
         else:
             return self._close_socket()
-        return self.flush()
+        self.flush()
+        return count > 0
 
     cdef int _throw_away(self) except -1:
         cdef Py_ssize_t count = recv(self.fd, self.reactor.block, RECEIVE_SIZE, 0)
@@ -819,12 +881,11 @@ cdef class SocketTransport(Transport):
             if self.slot >= 0:
                 reactor.poller.forget(fd, reactor.token(self.slot), self.interest)
                 reactor.free_slot(self.slot)
-                reactor.connections -= 1
         finally:
             c_close(fd)
         self._lose_protocol()
-        if reactor.connections == 0 and reactor.on_empty is not None:
-            reactor.on_empty()
+        if self.slot >= 0:
+            reactor.lose(self.client)
         return 0
 
     cdef int _lose_protocol(self) except -1:

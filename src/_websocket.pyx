@@ -321,18 +321,20 @@ cdef class FrameDecoder:
 
     cdef int _inflate(self) except? -2:
         """What the inflater was given becomes part of the message; -1: it failed."""
-        cdef Py_ssize_t room, made
+        cdef Py_ssize_t room, made, fits
         while True:
             self._reserve(INFLATE_STEP, 0)
             # One byte more than may be: that is how too many are noticed.
             room = min(self.held_size, self.max_size + 1) - self.held_length
             made = self.inflater.take(self._end_of_held(), room)
-            if made < 0:
-                return self._fail(1007, "the compressed data are invalid")
-            if self.held_length + made > self.max_size:
-                return self._fail(1009, "the message is too big")
-            if self._extend(made) < 0:
+            # Judged in the order of the bytes, however they were cut on their way.
+            fits = min(made, self.max_size - self.held_length)
+            if self._extend(fits) < 0:
                 return -1
+            if fits < made:
+                return self._fail(1009, "the message is too big")
+            if self.inflater.broken:
+                return self._fail(1007, "the compressed data are invalid")
             if made < room:
                 return 0
 
@@ -502,12 +504,13 @@ cdef class WebSocketConnection(Protocol):
 
     cdef int connection_lost(self) except -1:
         self.transport = None
+        self.state = STATE_ENDED
         self.unparsed = None
         return self._ended(1006, "")
 
     cdef int resume_writing(self) except -1:
         cdef bytes payload = self.owed_pong
-        if payload is not None:
+        if payload is not None and self.state == STATE_OPEN:
             self.owed_pong = None
             append_frame(self.transport.output(), OPCODE_PONG, payload)
         if self.exchange is not None:
@@ -551,6 +554,8 @@ cdef class WebSocketConnection(Protocol):
         return self.close(1012, "")
 
     cdef int _schedule_ping(self) except -1:
+        if self.state != STATE_OPEN:        # the deadline is the closing handshake's
+            return 0
         self.awaits_pong = False
         self.deadline = 0
         if self.upgrade.ping_interval:
@@ -653,6 +658,7 @@ cdef class WebSocketConnection(Protocol):
         if self.state != STATE_OPEN:
             return 0
         self.state = STATE_CLOSING
+        self.awaits_pong = False
         append_frame(transport.output(), OPCODE_CLOSE, close_payload(code, reason))
         self.deadline = transport.clock() + self.upgrade.close_timeout
         self._ended(code, reason)
@@ -772,6 +778,9 @@ cdef class WebSocketExchange(HttpExchange):
 
     cdef dict take_event(self):
         cdef WebSocketConnection session = self.session
+        if not self.connect_told:
+            self.connect_told = True
+            return {TYPE: "websocket.connect"}
         if self.queue:
             message = self.queue.pop(0)
             self.queued -= len(message)
@@ -783,9 +792,6 @@ cdef class WebSocketExchange(HttpExchange):
         if session is None:
             if self.lost or self.disconnected or self.progress >= COMPLETE:
                 return {TYPE: "websocket.disconnect", "code": 1006, "reason": ""}
-            if not self.connect_told:
-                self.connect_told = True
-                return {TYPE: "websocket.connect"}
         elif self.code:
             return {TYPE: "websocket.disconnect", "code": self.code, "reason": self.reason}
         return None
@@ -837,7 +843,10 @@ cdef class WebSocketExchange(HttpExchange):
         if data is None:
             if not isinstance(text, str):
                 raise TypeError(f"websocket.send: text must be a str, not {type(text).__name__}")
-            session.send(text, True)
+            try:
+                session.send(text, True)
+            except UnicodeEncodeError as error:
+                raise ValueError(f"websocket.send: text is not Unicode: {error}") from None
         else:
             if isinstance(data, (bytearray, memoryview)):
                 data = bytes(data)
@@ -857,6 +866,7 @@ cdef class WebSocketExchange(HttpExchange):
         cdef ResponseHead head
         cdef object subprotocol = get(message, "subprotocol", None)
         cdef object fields = get(message, "headers", None)
+        cdef object agreed = None
         self._check_open()
         if self.session is not None:
             raise RuntimeError("websocket.accept was sent already")
@@ -870,6 +880,9 @@ cdef class WebSocketExchange(HttpExchange):
             )
         head = ResponseHead.__new__(ResponseHead)
         head.switch_protocols(() if fields is None else fields)
+        if self.offers and self.upgrade.negotiate is not None:
+            agreed = self.upgrade.negotiate(self.offers)
+        session = self._new_session(agreed)
         transport = connection.transport
         out = transport.output()
         head.append_to(out)
@@ -880,9 +893,11 @@ cdef class WebSocketExchange(HttpExchange):
         )
         if subprotocol is not None:
             out.append_bytes(b"sec-websocket-protocol: " + subprotocol.encode("latin-1") + b"\r\n")
-        session = self._open_session(out)
+        if agreed is not None:
+            out.append_bytes(b"sec-websocket-extensions: " + agreed[0].encode("ascii") + b"\r\n")
         out.append(b"\r\n", 2)
         self.status = 101
+        self.leave_gate()
         self.progress = COMPLETE
         self.log_access()
         self.session = session
@@ -893,22 +908,18 @@ cdef class WebSocketExchange(HttpExchange):
         transport.flush()
         return self.done(0)
 
-    cdef WebSocketConnection _open_session(self, SendBuffer out):
-        """What was agreed about permessage-deflate goes into the head and into the session."""
+    cdef WebSocketConnection _new_session(self, object agreed):
+        """`agreed`: about permessage-deflate, see fastserve.extensions; or None."""
         cdef WebSocketUpgrade upgrade = self.upgrade
         cdef WebSocketConnection session = WebSocketConnection.__new__(WebSocketConnection)
-        cdef object agreed = None
         cdef int bits
         cdef bint takes_over
-        if self.offers and upgrade.negotiate is not None:
-            agreed = upgrade.negotiate(self.offers)
         session.upgrade = upgrade
         session.exchange = self
         if agreed is None:
             session.decoder = FrameDecoder(max_size=upgrade.max_size)
             return session
-        response, bits, takes_over, client_takes_over = agreed
-        out.append_bytes(b"sec-websocket-extensions: " + response.encode("ascii") + b"\r\n")
+        _, bits, takes_over, client_takes_over = agreed
         session.decoder = FrameDecoder(
             max_size=upgrade.max_size, pool=upgrade.pool, takes_over=client_takes_over
         )

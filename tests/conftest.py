@@ -16,7 +16,7 @@ import select
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -66,9 +66,9 @@ class Client(socket.socket):
         """One response, framed as its head says; interim responses are left out."""
         head = self.read_until(b"\r\n\r\n")
         response = Response(head)
-        if response.status < 200:
+        if response.status < 200 and response.status != 101:
             return self.read_response(head_only=head_only)
-        if head_only or response.status in (204, 304):
+        if head_only or response.status in (101, 204, 304):
             return response
         if response.field(b"transfer-encoding") == b"chunked":
             while size := int(self.read_until(b"\r\n"), 16):
@@ -119,6 +119,73 @@ def request(method: str, target: str, *fields: str, body: bytes = b"") -> bytes:
     return "\r\n".join([*lines, "", ""]).encode() + body
 
 
+class Frame(NamedTuple):
+    """A server's frame; a client's is made by `frame`."""
+
+    first: int  # FIN, the reserved bits and the opcode
+    payload: bytes
+
+
+class WebSocketClient(Client):
+    """A WebSocket by hand: nothing is answered, and nothing checked but the framing."""
+
+    response: Response
+
+    def __init__(self, address: tuple[str, int] | str) -> None:
+        super().__init__(address)
+        if self.family == socket.AF_INET:
+            # Else a second small write would wait for the peer's delayed acknowledgement.
+            self.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def read_frame(self) -> Frame:
+        first, length = self.read_exactly(2)
+        assert length < 128, "a server masks nothing"
+        if length > 125:
+            size, least = (2, 126) if length == 126 else (8, 65536)
+            length = int.from_bytes(self.read_exactly(size))
+            assert length >= least, "the length is not in its shortest form"
+        return Frame(first, self.read_exactly(length))
+
+    def read_close(self) -> tuple[int, str]:
+        """What a Close frame says, which has to be next; 1005 if it says nothing."""
+        first, payload = self.read_frame()
+        assert first == 0x88, (first, payload)
+        return int.from_bytes(payload[:2]) if payload else 1005, payload[2:].decode()
+
+    def close_with(self, code: int = 1000) -> None:
+        """The whole closing handshake, begun by the client."""
+        self.sendall(frame(0x88, code.to_bytes(2)))
+        assert self.read_close()[0] == code
+        assert self.is_closed_by_peer()
+        self.close()
+
+
+def handshake(target: str = "/", *fields: str) -> bytes:
+    """An opening handshake, with the key of RFC 6455 section 1.3."""
+    return request(
+        "GET",
+        target,
+        "Upgrade: websocket",
+        "Connection: Upgrade",
+        "Sec-WebSocket-Version: 13",
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+        *fields,
+    )
+
+
+def frame(first: int, payload: bytes = b"", mask: bytes = b"\x37\xfa\x21\x3d") -> bytes:
+    """A client's frame. `first`: FIN, the reserved bits and the opcode."""
+    length = len(payload)
+    if length < 126:
+        head = bytes([first, 0x80 | length])
+    elif length < 65536:
+        head = bytes([first, 0x80 | 126]) + length.to_bytes(2)
+    else:
+        head = bytes([first, 0x80 | 127]) + length.to_bytes(8)
+    key = (mask * (length // 4 + 1))[:length]
+    return head + mask + (int.from_bytes(payload) ^ int.from_bytes(key)).to_bytes(length)
+
+
 class Running(logging.Handler):
     """A server in a thread. `errors` are the exceptions and messages that it logged."""
 
@@ -160,6 +227,14 @@ class Running(logging.Handler):
 
     def connect(self) -> Client:
         return Client(self.address)
+
+    def websocket(self, target: str = "/", *fields: str) -> WebSocketClient:
+        """A WebSocket that was accepted."""
+        client = WebSocketClient(self.address)
+        client.sendall(handshake(target, *fields))
+        client.response = client.read_response()
+        assert client.response.status == 101, client.response.status
+        return client
 
     def exceptions(self) -> list[BaseException]:
         """What applications raised, as logged."""

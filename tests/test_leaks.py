@@ -14,15 +14,36 @@ import struct
 import sys
 import time
 import weakref
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import anyio
 import pytest
-from conftest import PATIENCE, Client, Running, Serve, read_body, request, respond
+from conftest import (
+    PATIENCE,
+    Client,
+    Running,
+    Serve,
+    frame,
+    handshake,
+    read_body,
+    request,
+    respond,
+)
 
-from fastserve import _buffer, _conversation, _headers, _http1, _parser, _reactor, _transport
+from fastserve import (
+    _buffer,
+    _conversation,
+    _deflate,
+    _headers,
+    _http1,
+    _parser,
+    _reactor,
+    _transport,
+    _websocket,
+)
 
 pytestmark = pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc")
 combinations = pytest.mark.parametrize(
@@ -34,11 +55,30 @@ combinations = pytest.mark.parametrize(
 # Every type of the compiled modules whose instances the collector knows, by its own name.
 TYPES = {
     kind
-    for module in (_buffer, _conversation, _headers, _http1, _parser, _reactor, _transport)
+    for module in (
+        _buffer,
+        _conversation,
+        _deflate,
+        _headers,
+        _http1,
+        _parser,
+        _reactor,
+        _transport,
+        _websocket,
+    )
     for kind in vars(module).values()
     if isinstance(kind, type) and kind.__module__ == module.__name__
 }
-NEEDED = {"HttpExchange", "Awaitable", "ApplicationCall", "Http1Connection", "SocketTransport"}
+NEEDED = {
+    "HttpExchange",
+    "Awaitable",
+    "ApplicationCall",
+    "Http1Connection",
+    "SocketTransport",
+    "WebSocketExchange",
+    "WebSocketConnection",
+    "FrameDecoder",
+}
 # How often growth may come again until it counts: tables and free lists grow now and then,
 # a leak grows in each round.
 ROUNDS = 3
@@ -135,6 +175,46 @@ class Application:
             while True:
                 body = b"f" * 65536
                 await send({"type": "http.response.body", "body": body, "more_body": True})
+
+    async def socket(self, receive: Any, send: Any) -> None:
+        """Accepts and echoes."""
+        await receive()
+        await send({"type": "websocket.accept", "subprotocol": None, "headers": [(b"a", b"b")]})
+        while (message := await receive())["type"] == "websocket.receive":
+            await send({**message, "type": "websocket.send"})
+
+    async def socket_closes(self, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        await receive()
+        await send({"type": "websocket.close", "code": 4000, "reason": "enough"})
+
+    async def socket_fails(self, receive: Any, send: Any) -> None:
+        await send({"type": "websocket.accept"})
+        await receive()
+        raise ValueError("on purpose")
+
+    async def socket_denies(self, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "websocket.http.response.start", "status": 401})
+        for more in (True, False):
+            body = {"type": "websocket.http.response.body", "body": b"no", "more_body": more}
+            await send(body)
+
+    async def socket_refuses(self, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "websocket.close"})
+
+    async def socket_floods(self, receive: Any, send: Any) -> None:
+        await send({"type": "websocket.accept"})
+        while True:
+            await send({"type": "websocket.send", "bytes": bytes(65536)})
+
+    async def socket_ignores(self, receive: Any, send: Any) -> None:
+        """Takes one message of many, and is gone."""
+        await send({"type": "websocket.accept"})
+        await receive()
+        await receive()
 
 
 class Watched:
@@ -321,6 +401,94 @@ def refused(*messages: bytes) -> Callable[[Watched], None]:
     return action
 
 
+DEFLATE = "Sec-WebSocket-Extensions: permessage-deflate"
+BREAKS = b"\x81\x04text"  # is not masked
+
+
+def socket_session(*fields: str, end: bytes = b"\x03\xe8") -> Callable[[Watched], None]:
+    """Messages of all sizes, plain, in fragments and compressed; then the client closes."""
+    compressor = zlib.compressobj(wbits=-15)
+    packed = compressor.compress(b"z" * 5000) + compressor.flush(zlib.Z_SYNC_FLUSH)
+
+    def action(watched: Watched) -> None:
+        with watched.running.websocket("/socket", *fields) as client:
+            client.sendall(frame(0x81, b"text") + frame(0x01, b"te") + frame(0x80, b"xt"))
+            client.sendall(frame(0x89, b"ping") + frame(0x82, bytes(100_000)))
+            answers = 4
+            if fields:
+                client.sendall(frame(0xC2, packed[:-4]) + frame(0x42, packed[:9]))
+                client.sendall(frame(0x80, packed[9:-4]))
+                answers += 2
+            for _ in range(answers):
+                client.read_frame()
+            client.sendall(frame(0x88, end))
+            client.read_close()
+            assert client.is_closed_by_peer()
+
+    return action
+
+
+def socket_breaks(watched: Watched) -> None:
+    for data in (BREAKS, frame(0x81, b"\xff"), frame(0x01, bytes(1000)) + BREAKS):
+        with watched.running.websocket("/socket", DEFLATE) as client:
+            client.sendall(data)
+            client.read_close()
+            assert client.is_closed_by_peer()
+
+
+def socket_ends(path: str) -> Callable[[Watched], None]:
+    """The application ends it, and the client answers, says something else or leaves."""
+
+    def action(watched: Watched) -> None:
+        for answer in (frame(0x88, b"\x03\xe8"), frame(0x81, b"late") + BREAKS, b""):
+            with watched.running.websocket(path) as client:
+                client.sendall(40 * frame(0x81, b"text"))
+                client.read_close()
+                client.sendall(answer)
+
+    return action
+
+
+def leave_a_socket(watched: Watched) -> None:
+    parts = (b"", frame(0x82, bytes(1000))[:500], frame(0x01, bytes(1000)), frame(0x41, b"\xf2"))
+    for part in parts:
+        for leave in (Client.close, reset):
+            client = watched.running.websocket("/socket", DEFLATE)
+            client.sendall(part)
+            leave(client)
+
+
+def leave_a_socket_flood(watched: Watched) -> None:
+    for leave in (Client.close, reset):
+        client = watched.running.websocket("/socket_floods")
+        client.read_frame()
+        leave(client)
+
+
+def leave_a_full_socket(watched: Watched) -> None:
+    for leave in (Client.close, reset):
+        client = watched.running.websocket("/socket_ignores")
+        client.sendall(200 * frame(0x81, b"text"))
+        client.read_close()
+        leave(client)
+
+
+def leave_a_handshake(watched: Watched) -> None:
+    for leave in (Client.close, reset):
+        client = watched.running.connect()
+        client.sendall(handshake("/socket") + frame(0x81, b"text"))
+        leave(client)
+
+
+refuse_socket = refused(
+    handshake("/socket_denies"),
+    handshake("/socket_refuses"),
+    handshake("/fail"),
+    handshake("/silent"),
+    handshake("/socket").replace(b"13", b"12"),
+    handshake("/socket").replace(b"==", b""),
+)
+
 refuse = refused(
     b"GET / HTTP/1.1\r\n\r\n",
     b"\x16\x03\x01\x02\x00\x01",
@@ -353,6 +521,16 @@ ACTIONS: dict[str, tuple[Callable[[Watched], None], int]] = {
     "leaves at once": (leave_at_once, 150),
     "refused": (refuse, 60),
     "refused chunk": (refuse_chunk, 200),
+    "socket": (socket_session(), 450),
+    "compressed socket": (socket_session(DEFLATE, end=b""), 150),
+    "socket breaks": (socket_breaks, 60),
+    "socket closes": (socket_ends("/socket_closes"), 60),
+    "socket fails": (socket_ends("/socket_fails"), 60),
+    "refused socket": (refuse_socket, 60),
+    "leaves a socket": (leave_a_socket, 60),
+    "leaves a flooding socket": (leave_a_socket_flood, 150),
+    "leaves a full socket": (leave_a_full_socket, 300),
+    "leaves a handshake": (leave_a_handshake, 150),
 }
 
 

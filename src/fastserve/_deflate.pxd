@@ -2,7 +2,7 @@
 
 cdef extern from "zlib.h":
     ctypedef struct z_stream:
-        const unsigned char* next_in
+        unsigned char* next_in
         unsigned int avail_in
         unsigned char* next_out
         unsigned int avail_out
@@ -25,6 +25,7 @@ cdef class Inflater:
     cdef:
         z_stream stream
         bint live
+        bint broken                     # what was given is not deflate's
 
     cdef void reset(self) noexcept
     cdef void give(self, const char* data, Py_ssize_t length) noexcept

@@ -18,6 +18,7 @@ cdef enum Phase:                    # of a connection: what its deadline is for
     PHASE_FIRST                     # nothing received yet
     PHASE_HEAD                      # part of a head
     PHASE_BODY                      # part of a body
+    PHASE_WAITING                   # in the line of the gate
     PHASE_APPLICATION               # a whole request: no deadline
     PHASE_IDLE                      # between requests
 
@@ -35,10 +36,26 @@ cdef enum Framing:                  # of a response body, RFC 9112 section 6
     FRAMING_CLOSE                   # until the connection is closed: HTTP/1.0
 
 
+cdef class Gate:
+    cdef:
+        Py_ssize_t limit
+        Py_ssize_t running
+        Py_ssize_t queue_size
+        int64_t queue_timeout
+        frozenset exempt
+        list line                       # connections whose exchange waits
+        bytes fields                    # of a refusal
+
+    cdef bint admit(self, Http1Connection connection, HttpExchange exchange) except -1
+    cdef int refuse(self, Http1Connection connection) except -1
+    cdef int leave(self, HttpExchange exchange) except -1
+
+
 cdef class Http1Factory(ProtocolFactory):
     cdef:
         Host host
         Upgrade upgrade                 # None: no other protocol
+        Gate gate                       # None: as many at once as come
         object access
         dict scope
         dict asgi
@@ -109,6 +126,9 @@ cdef class HttpExchange(Conversation):
         int64_t length_left             # of a response with a length
         Progress progress
         Framing framing
+        bint admitted                   # has a place inside the gate
+        bint waits                      # in its line
+        int64_t waits_until
         bint spawned
         bint request_complete
         bint body_ended                 # http.request with more_body False was taken
@@ -126,6 +146,7 @@ cdef class HttpExchange(Conversation):
         int64_t sent
         int64_t begun
 
+    cdef int leave_gate(self) except -1
     cdef int opened(self, dict scope, bint has_body) except -1
     cdef int body_arrived(self, const char* data, Py_ssize_t length) except -1
     cdef int disconnect(self, bint lost) except -1

@@ -1,4 +1,4 @@
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from fastserve._conversation import Conversation, Host
@@ -6,12 +6,23 @@ from fastserve._transport import ProtocolFactory
 
 class Upgrade: ...
 
+class Gate:
+    def __init__(
+        self,
+        limit: int,
+        *,
+        queue_size: int = 0,
+        queue_timeout: float = 5,
+        exempt: Iterable[str] = (),
+    ) -> None: ...
+
 class Http1Factory(ProtocolFactory):
     def __init__(
         self,
         host: Host,
         *,
         upgrade: Upgrade | None = None,
+        gate: Gate | None = None,
         access: Callable[..., None] | None = None,
         state: dict[str, Any] | None = None,
         root_path: str = "",

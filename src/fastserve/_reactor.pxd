@@ -52,6 +52,10 @@ cdef class Reactor:
         bint polling
         int64_t now                     # milliseconds, as of the beginning of the batch
         int64_t write_timeout           # milliseconds
+        Py_ssize_t max_connections      # 0: any number
+        Py_ssize_t max_per_address
+        dict addresses                  # connections of each IP address, where they are counted
+        bint holding                    # some listener is held
         list spare                      # SendBuffers to use again
         readonly double tick_interval   # seconds
         readonly Py_ssize_t connections
@@ -68,6 +72,8 @@ cdef class Reactor:
     cdef int arm_deferred(self) except -1
     cdef int fail(self, SocketTransport transport, object error) except -1
     cdef int adopt(self, int fd, Listener listener, object client) except -1
+    cdef bint _count(self, object client) except -1
+    cdef int lose(self, object client) except -1
     cdef SendBuffer take_buffer(self)
     cdef void give_buffer(self, SendBuffer buffer) noexcept
 
@@ -80,10 +86,12 @@ cdef class Listener:
         int fd
         int slot
         int64_t paused_until            # 0: accepting
+        bint held                       # as many connections as may be are there
         bint complained                 # of the present trouble
 
     cdef int accept_some(self) except -1
     cdef int pause(self, int error) except -1
+    cdef int hold(self) except -1
     cdef int resume(self) except -1
     cdef int close(self) except -1
 

@@ -144,5 +144,5 @@ cdef class WebSocketExchange(HttpExchange):
     cdef int _check_open(self) except -1
     cdef object _send(self, dict message)
     cdef object _accept(self, dict message)
-    cdef WebSocketConnection _open_session(self, SendBuffer out)
+    cdef WebSocketConnection _new_session(self, object agreed)
     cdef object _close(self, dict message)

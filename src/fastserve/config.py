@@ -281,6 +281,20 @@ class Text(Check):
 
 
 @dataclass(frozen=True, slots=True)
+class Words(Check):
+    """A text or several."""
+
+    metavar: str = "TEXT"
+
+    def __call__(self, value: Any) -> tuple[str, ...]:
+        if isinstance(value, str):
+            value = (value,)
+        if not isinstance(value, Iterable):
+            raise ValueError(f"a text or a list of texts expected, not {value!r}")
+        return tuple(Text()(text) for text in value)
+
+
+@dataclass(frozen=True, slots=True)
 class RootPath(Check):
     """The prefix under which a proxy mounts the application."""
 
@@ -539,6 +553,44 @@ class Config:
         ANSWERS,
         Switch(),
         "send() raises an OSError once the client is gone, as ASGI 2.4 and later have it.",
+    )
+
+    limit_concurrency: int | None = option(
+        None,
+        LIMITS,
+        Whole(1, 2**31 - 1),
+        "The most requests under way at once, else 503; any number unless given.",
+    )
+    queue_size: int = option(
+        0,
+        LIMITS,
+        Whole(0, 2**20),
+        "How many requests above --limit-concurrency may wait for their turn.",
+    )
+    queue_timeout: float = option(
+        5.0,
+        LIMITS,
+        Seconds(),
+        "How long each of them may wait, else 503.",
+    )
+    probe_path: tuple[str, ...] = option(
+        (),
+        LIMITS,
+        Words(metavar="PATH"),
+        "A path that is answered whatever --limit-concurrency says. May be repeated.",
+        repeatable=True,
+    )
+    max_connections: int | None = option(
+        None,
+        LIMITS,
+        Whole(1, 2**31 - 1),
+        "The most connections; the next ones wait to be accepted. Any number unless given.",
+    )
+    max_connections_per_address: int | None = option(
+        None,
+        LIMITS,
+        Whole(1, 2**31 - 1),
+        "The most connections of one IP address; more are closed. Any number unless given.",
     )
 
     ws_max_size: int = option(

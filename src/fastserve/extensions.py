@@ -54,8 +54,8 @@ def negotiate_deflate(offers: str, context_takeover: bool) -> tuple[str, int, bo
 def _is_sound(parameters: list[str]) -> bool:
     names = set()
     for parameter in parameters:
-        name = parameter.partition("=")[0].rstrip()
-        value = parameter[len(name) :].replace(" ", "").replace("\t", "")
+        name, equals, value = parameter.partition("=")
+        name, value = name.rstrip(), equals + value.lstrip()
         pattern = _PARAMETERS.get(name)
         if pattern is None or name in names or not pattern.fullmatch(value):
             return False

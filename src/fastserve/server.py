@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 from fastserve._conversation import Host
-from fastserve._http1 import Http1Factory
+from fastserve._http1 import Gate, Http1Factory
 from fastserve._reactor import Reactor
 from fastserve._tls import TlsFactory
 from fastserve._websocket import WebSocketUpgrade
@@ -240,6 +240,8 @@ class Server:
                 tick_interval=_tick_interval(self.config),
                 write_timeout=self.config.write_timeout,
                 report=_report_reactor,
+                max_connections=self.config.max_connections or 0,
+                max_per_address=self.config.max_connections_per_address or 0,
             )
             stack.callback(reactor.close)
             host = Host(self.application, worker, report=_report_application)
@@ -309,6 +311,7 @@ def _factory(
     return Http1Factory(
         host,
         upgrade=_upgrade(config),
+        gate=_gate(config),
         access=None if access is None else access.write,
         state=state,
         root_path=config.root_path,
@@ -323,6 +326,17 @@ def _factory(
         body_timeout=config.body_timeout,
         keep_alive_timeout=config.keep_alive_timeout,
         body_min_rate=config.body_min_rate,
+    )
+
+
+def _gate(config: Config) -> Gate | None:
+    if config.limit_concurrency is None:
+        return None
+    return Gate(
+        config.limit_concurrency,
+        queue_size=config.queue_size,
+        queue_timeout=config.queue_timeout,
+        exempt=config.probe_path,
     )
 
 
@@ -350,6 +364,7 @@ def _tick_interval(config: Config) -> float:
         config.ws_ping_timeout,
         config.ws_close_timeout,
         config.ssl_handshake_timeout,
+        config.queue_timeout,
     )
     shortest = min(filter(None, seconds))
     return min(max(shortest / 4, FINEST_TICK), COARSEST_TICK)

@@ -29,6 +29,9 @@ class AsyncioWorker(Worker):
         self.signals: tuple[int, ...] = ()
         self.timer: asyncio.TimerHandle | None = None
         self.reactor: Reactor
+        # uvloop tells of a reset once and then of nothing more, although there may be something
+        # to read before it: so it is read until there is nothing, but not for ever.
+        self.reads = 32 if type(self.loop).__module__.startswith("uvloop") else 1
 
     @staticmethod
     def new_loop() -> asyncio.AbstractEventLoop:
@@ -82,7 +85,7 @@ class AsyncioWorker(Worker):
     def watch(self, fd: int, token: int, before: int, interest: int) -> None:
         if (before ^ interest) & READABLE:
             if interest & READABLE:
-                self.loop.add_reader(fd, self.reactor.ready, token, READABLE)
+                self.loop.add_reader(fd, self._readable, token)
             else:
                 self.loop.remove_reader(fd)
         if (before ^ interest) & WRITABLE:
@@ -90,6 +93,11 @@ class AsyncioWorker(Worker):
                 self.loop.add_writer(fd, self.reactor.ready, token, WRITABLE)
             else:
                 self.loop.remove_writer(fd)
+
+    def _readable(self, token: int) -> None:
+        for _ in range(self.reads):
+            if not self.reactor.ready(token, READABLE):
+                break
 
     def forget(self, fd: int, before: int) -> None:
         self.watch(fd, 0, before, 0)
