@@ -120,10 +120,10 @@ cdef class Http1Factory(ProtocolFactory):
         int64_t body_min_rate=240,
     ):
         """`upgrade`: the other protocol that a request may ask for. `gate`: how many may run
-        at once. `access`: called for each response with client, method, raw_path, query_string, http_version, status, body
-        length in bytes, and microseconds. `state`: the lifespan's, copied for each request;
-        None where the application has no lifespan. Timeouts are in seconds, `body_min_rate`
-        in bytes a second (0: any), limits in bytes."""
+        at once. `access`: called for each response with client, method, raw_path,
+        query_string, http_version, status, body length in bytes, and microseconds. `state`:
+        the lifespan's, copied for each request; None where the application has no lifespan.
+        Timeouts are in seconds, `body_min_rate` in bytes a second (0: any), limits in bytes."""
         self.host = host
         self.upgrade = upgrade
         self.gate = gate

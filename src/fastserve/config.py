@@ -577,7 +577,7 @@ class Config:
         (),
         LIMITS,
         Words(metavar="PATH"),
-        "A path that is answered whatever --limit-concurrency says. May be repeated.",
+        "A health probe's path, which no limit of requests holds back. May be repeated.",
         repeatable=True,
     )
     max_connections: int | None = option(
