@@ -35,11 +35,15 @@ cdef enum Framing:                  # of a response body, RFC 9112 section 6
     FRAMING_CLOSE                   # until the connection is closed: HTTP/1.0
 
 
+cdef object repeatable(object fields)
+
+
 cdef class Http1Factory(ProtocolFactory):
     cdef:
         Host host
         Upgrade upgrade                 # None: no other protocol
         object access
+        bint access_fields
         dict scope
         dict asgi
         dict state
@@ -125,6 +129,8 @@ cdef class HttpExchange(Conversation):
         int status
         int64_t sent
         int64_t begun
+        tuple request_fields            # None, unless the access line has some of them
+        tuple response_fields
 
     cdef int opened(self, dict scope, bint has_body) except -1
     cdef int body_arrived(self, const char* data, Py_ssize_t length) except -1

@@ -13,6 +13,7 @@ class Http1Factory(ProtocolFactory):
         *,
         upgrade: Upgrade | None = None,
         access: Callable[..., None] | None = None,
+        access_fields: bool = False,
         state: dict[str, Any] | None = None,
         scheme: str = "http",
         root_path: str = "",
