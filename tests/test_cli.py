@@ -28,6 +28,11 @@ class FakeServer(types.ModuleType):
     application: object = None
     config: Config
     error: BaseException | None = None
+    checked = False
+
+    def check(self, application: object, config: Config) -> None:
+        self.checked = True
+        load(application, config)
 
     def run(self, application: object, config: Config) -> None:
         self.application, self.config = application, config
@@ -90,6 +95,9 @@ def test_the_help_has_every_option(help_text: str, name: str) -> None:
     option = OPTIONS[name]
     flowing = " ".join(help_text.split())
     assert option.flag in flowing
+    if option.is_argument:
+        assert option.check.metavar in flowing
+        return
     assert option.help in flowing
     assert f"{option.short}, {option.flag}" in flowing or not option.short
 
@@ -128,8 +136,8 @@ def test_version() -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--bnid", "x", "web:app"], r"Did you mean '?--bind'?\?"),
-        (["--worker-clas", "trio", "web:app"], r"Did you mean '?--worker-class'?\?"),
+        (["--bnid", "x", "web:app"], r"--bnid: there is no such option \(did you mean --bind\?\)"),
+        (["--worker-clas", "trio", "web:app"], r"did you mean --worker-class\?"),
         (["web:app", "other:app"], "unexpected extra argument"),
         (["web:app", "--bind"], "requires an argument"),
         ([], "MODULE:ATTR"),
@@ -165,7 +173,7 @@ def test_a_bad_value(arguments: list[str], expected: str) -> None:
 def test_only_what_is_given_is_passed_on(server: FakeServer, app_dir: Path) -> None:
     assert command("web:app", "--app-dir", str(app_dir)) == 0
     assert server.application == "web:app"
-    assert server.config == Config(app_dir=str(app_dir))
+    assert server.config == Config(app_dir=str(app_dir), application="web:app")
 
 
 def test_every_option_arrives(server: FakeServer, app_dir: Path) -> None:
@@ -174,6 +182,9 @@ def test_every_option_arrives(server: FakeServer, app_dir: Path) -> None:
         "bind": ("127.0.0.1:0", "unix:/tmp/x.sock"),
         "backlog": 5,
         "poller": "loop",
+        "pid": "/tmp/x.pid",
+        "debug": True,
+        "application": "web:app",
         "factory": True,
         "app_dir": str(app_dir),
         "root_path": "/api",
@@ -202,12 +213,16 @@ def test_every_option_arrives(server: FakeServer, app_dir: Path) -> None:
         "ws_context_takeover": True,
         "log_level": "debug",
         "access_logfile": "-",
+        "access_logformat": "%(s)s",
+        "error_logfile": "errors",
     }
     assert given.keys() == OPTIONS.keys()
     (app_dir / "web.py").write_text("def app(): return lambda *a: None\n")
     arguments: list[str] = []
     for name, value in given.items():
         option = OPTIONS[name]
+        if option.is_argument:
+            continue
         if option.is_switch:
             arguments.append(option.flag)
         else:
