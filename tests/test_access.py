@@ -1,12 +1,16 @@
 """The access log: its lines, its file, and every atom of the format."""
 
+import base64
 import os
 import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import hypothesis
 import pytest
+from hypothesis import strategies as st
 
 from fastserve.access import AccessLog
 from fastserve.config import Config, ConfigError
@@ -126,3 +130,142 @@ def test_a_full_disk_is_told_once_and_raises_nothing(caplog: pytest.LogCaptureFi
     assert [record.message for record in caplog.records] == [
         "access log /dev/full: No space left on device"
     ]
+
+
+# The format.
+
+FIELDS = (
+    (b"referer", b"http://a/?b"),
+    (b"user-agent", b'A "b"\r\n\x1b[1m c'),
+    (b"authorization", b"Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ=="),
+    (b"x-two", b"1"),
+    (b"x-two", b"2"),
+)
+ANSWERED = ((b"Content-Type", b"text/plain"),)
+
+
+def line_of(format: str, file: Path, *, fields: Any = FIELDS, client: Any = ("::1", 5)) -> str:
+    log = AccessLog(str(file), format)
+    facts = (client, "GET", b"/a b", b"c=1", "1.1", 200, 13, 1_234_567)
+    log.write(*facts, *((fields, ANSWERED) if log.wants_fields else ()))
+    log.close()
+    text = file.read_text()
+    assert text.endswith("\n") and text[:-1].isprintable()
+    return text[:-1]
+
+
+ATOM_CASES = {
+    "h": "::1",
+    "l": "-",
+    "u": "Aladdin",
+    "t": "[22/Nov/2026:08:00:00 +0000]",
+    "r": r"GET /a\x20b?c=1 HTTP/1.1",
+    "s": "200",
+    "m": "GET",
+    "U": r"/a\x20b",
+    "q": "c=1",
+    "H": "HTTP/1.1",
+    "b": "13",
+    "B": "13",
+    "f": "http://a/?b",
+    "a": r"A \x22b\x22\x0D\x0A\x1B[1m c",
+    "T": "1",
+    "D": "1234567",
+    "L": "1.234567",
+    "M": "1234",
+    "p": f"<{os.getpid()}>",
+    "{X-Two}i": "1, 2",
+    "{User-Agent}i": r"A \x22b\x22\x0D\x0A\x1B[1m c",
+    "{Missing}i": "-",
+    "{content-type}o": "text/plain",
+    "{x-two}o": "-",
+    "{FASTSERVE_TEST_ATOM}e": r"a\x0Ab",
+    "{FASTSERVE_NO_ATOM}e": "-",
+    "x": "-",
+    "unknown": "-",
+    "": "-",
+    "{a}x": "-",
+}
+
+
+@pytest.mark.parametrize("atom", ATOM_CASES)
+def test_an_atom(atom: str, log_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "time", lambda: MOMENT)
+    monkeypatch.setenv("FASTSERVE_TEST_ATOM", "a\nb")
+    expected = f"50% <{ATOM_CASES[atom]}>"
+    assert line_of(f"50%% <%({atom})s>", log_file) == expected
+
+
+def test_no_body_is_a_dash_where_the_common_format_has_one(log_file: Path) -> None:
+    log = AccessLog(str(log_file), "%(b)s %(B)s")
+    log.write(None, "GET", b"/", b"", "1.1", 204, 0, 1)
+    log.close()
+    assert log_file.read_text() == "- 0\n"
+
+
+def test_gunicorns_format(log_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "time", lambda: MOMENT)
+    format = '%(h)s %(l)s %(u)s %(t)s "%(r)s" %(s)s %(b)s "%(f)s" "%(a)s"'
+    assert line_of(format, log_file) == (
+        r'::1 - Aladdin [22/Nov/2026:08:00:00 +0000] "GET /a\x20b?c=1 HTTP/1.1" 200 13'
+        r' "http://a/?b" "A \x22b\x22\x0D\x0A\x1B[1m c"'
+    )
+
+
+def test_a_width(log_file: Path) -> None:
+    assert line_of("%(m)-5s|%(s)5s|", log_file) == "GET  |  200|"
+
+
+def test_nothing_of_a_format_is_code(log_file: Path) -> None:
+    assert line_of("{client} %({'+client+'}i)s \\ ' \" %%s", log_file) == "{client} - \\ ' \" %s"
+
+
+def test_fields_are_asked_for_only_by_atoms_that_show_them(log_file: Path) -> None:
+    for format, wants in {
+        FORMAT: False,
+        "%(s)s %({HOME}e)s": False,
+        "%(a)s": True,
+        "%(f)s": True,
+        "%(u)s": True,
+        "%({x}i)s": True,
+        "%({x}o)s": True,
+    }.items():
+        log = AccessLog(str(log_file), format)
+        log.close()
+        assert log.wants_fields is wants
+
+
+@pytest.mark.parametrize("value", [b"Basic", b"Basic !", b"Bearer QTpi", b"Basic OmI=", b""])
+def test_credentials_without_a_name(log_file: Path, value: bytes) -> None:
+    assert line_of("%(u)s", log_file, fields=((b"authorization", value),)) == "-"
+
+
+@pytest.mark.parametrize(
+    ("client", "shown"), [('a "b"\n', r"a\x20\x22b\x22\x0A"), ("", "-"), ("\udcff", r"\xFF")]
+)
+def test_a_client_that_a_proxy_names_is_escaped(log_file: Path, client: str, shown: str) -> None:
+    assert line_of("%(h)s", log_file, client=client) == shown
+
+
+@hypothesis.given(st.lists(st.tuples(st.binary(min_size=1), st.binary())), st.binary(), st.text())
+def test_no_request_ends_the_line(
+    tmp_path_factory: pytest.TempPathFactory, fields: Any, path: bytes, client: str
+) -> None:
+    file = tmp_path_factory.mktemp("log") / "access.log"
+    fields = [*fields, (b"authorization", b"Basic " + base64.b64encode(path))]
+    log = AccessLog(str(file), '%(h)s "%(r)s" "%(f)s" "%(a)s" "%(u)s" "%({x}i)s" "%({x}o)s"')
+    fields += [(name, path) for name in (b"referer", b"user-agent", b"x")]
+    log.write(client, "GET", path, path, "1.1", 200, 1, 1, fields, fields)
+    log.close()
+    text = file.read_text()
+    assert text.count("\n") == 1 and text.endswith("\n")
+    assert text.count('"') == 12
+    assert text.isascii() and text[:-1].isprintable()
+
+
+@pytest.mark.parametrize(
+    "bad", ["%", "%h", "%(h)", "%(h)d", "%(h", "100% %(h)s", "a\nb", "", "%({a)s"]
+)
+def test_a_wrong_format_is_a_config_error(bad: str) -> None:
+    with pytest.raises(ConfigError, match="^--access-logformat: "):
+        Config(access_logformat=bad)

@@ -4,9 +4,11 @@ import logging
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from fastserve.config import ConfigError
 from fastserve.log import set_up
 
 
@@ -50,3 +52,28 @@ def test_a_program_with_its_own_logging_keeps_it(monkeypatch: pytest.MonkeyPatch
     set_up("debug")
     assert logger.handlers == [handler]
     assert logger.level == logging.NOTSET
+
+
+def test_messages_in_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "errors"
+    file.write_text("before\n")
+    text = run_python(
+        "from fastserve.log import logger, set_up\n"
+        f"set_up('info', {str(file)!r}); logger.info('first')\n"
+        f"set_up('info', {str(file)!r}); logger.info('second \\udcff')\n"
+    )
+    assert text == ""
+    before, first, second = file.read_text().splitlines()
+    assert before == "before"
+    assert first.endswith(" INFO first") and second.endswith(r" INFO second \udcff")
+
+
+@pytest.mark.parametrize("name", [".", "missing/errors"])
+def test_an_unusable_file_is_a_config_error(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("fastserve"), "handlers", [])
+    monkeypatch.setattr(logging.getLogger("fastserve"), "hasHandlers", lambda: False)
+    with pytest.raises(ConfigError, match="^--error-logfile: ") as caught:
+        set_up("info", str(tmp_path / name))
+    assert "\n" not in str(caught.value)
