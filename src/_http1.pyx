@@ -105,6 +105,7 @@ cdef class Http1Factory(ProtocolFactory):
         Upgrade upgrade=None,
         Gate gate=None,
         access=None,
+        bint access_fields=False,
         state=None,
         str root_path="",
         bytes server_header=b"fastserve",
@@ -121,13 +122,16 @@ cdef class Http1Factory(ProtocolFactory):
     ):
         """`upgrade`: the other protocol that a request may ask for. `gate`: how many may run
         at once. `access`: called for each response with client, method, raw_path,
-        query_string, http_version, status, body length in bytes, and microseconds. `state`:
-        the lifespan's, copied for each request; None where the application has no lifespan.
-        Timeouts are in seconds, `body_min_rate` in bytes a second (0: any), limits in bytes."""
+        query_string, http_version, status, body length in bytes, and microseconds; with
+        `access_fields` also with the request's fields and the application's, both as tuples
+        of pairs. `state`: the lifespan's, copied for each request; None where the application
+        has no lifespan. Timeouts are in seconds, `body_min_rate` in bytes a second (0: any),
+        limits in bytes."""
         self.host = host
         self.upgrade = upgrade
         self.gate = gate
         self.access = access
+        self.access_fields = access_fields
         self.state = state
         self.root_path = root_path
         self.server_line = b"server: " + server_header + b"\r\n" if server_header else b""
@@ -385,6 +389,9 @@ cdef class Http1Connection(Protocol):
         self.body_received = 0
         if factory.access is not None:
             exchange.begun = _microseconds()
+            if factory.access_fields:
+                # The list itself is the application's, which may change it.
+                exchange.request_fields = tuple(scope["headers"])
         if 0 <= factory.limit_body < parser.content_length:
             self.refuse(413, "The request body is too large.")
         elif upgrades:
@@ -457,6 +464,7 @@ cdef class Http1Connection(Protocol):
             out.append_bytes(body)
         if exchange is not None:
             exchange.status = status
+            exchange.response_fields = _plain_text
             exchange.sent = PyBytes_GET_SIZE(body)
             exchange.log_access()
         return 0
@@ -570,6 +578,13 @@ cdef class Http1Connection(Protocol):
 cdef tuple _plain_text = ((b"content-type", b"text/plain; charset=utf-8"),)
 
 
+cdef object repeatable(object fields):
+    """The same fields; in a list if they could be gone through only once."""
+    if isinstance(fields, (list, tuple, str, bytes, dict)) or not hasattr(fields, "__iter__"):
+        return fields
+    return list(fields)
+
+
 cdef str _below(str root_path, str path):
     """`path` with the prefix that a proxy in front has taken away, if it has."""
     if path == "*" or path == root_path or path.startswith(root_path + "/"):
@@ -631,10 +646,15 @@ cdef class HttpExchange(Conversation):
 
     cdef object start(self, dict message):
         cdef ResponseHead head
+        cdef object fields = get(message, "headers", ())
         if self.progress != NOT_STARTED:
             raise RuntimeError("http.response.start was sent already")
+        if self.factory.access_fields:
+            fields = repeatable(fields)
         head = ResponseHead.__new__(ResponseHead)
-        head.start(get(message, "status", None), get(message, "headers", ()))
+        head.start(get(message, "status", None), fields)
+        if self.factory.access_fields:
+            self.response_fields = tuple(fields)
         self.head = head
         self.progress = HEAD_KEPT
         return self.done(0)
@@ -768,7 +788,15 @@ cdef class HttpExchange(Conversation):
     cdef int log_access(self) except -1:
         cdef object access = self.factory.access
         cdef Transport transport = self.connection.transport
-        if access is not None and transport is not None:
+        if access is None or transport is None:
+            return 0
+        if self.factory.access_fields:
+            access(
+                transport.client, self.method, self.raw_path, self.query_string,
+                VERSIONS[not self.is_http10], self.status, self.sent,
+                _microseconds() - self.begun, self.request_fields, self.response_fields or (),
+            )
+        else:
             access(
                 transport.client, self.method, self.raw_path, self.query_string,
                 VERSIONS[not self.is_http10], self.status, self.sent,

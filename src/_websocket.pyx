@@ -25,7 +25,7 @@ from fastserve._conversation import ClientDisconnected
 from fastserve._buffer cimport GATHER_MIN
 from fastserve._conversation cimport WAIT_WRITABLE, get, is_disconnect
 from fastserve._deflate cimport DEFLATE_MOST
-from fastserve._http1 cimport COMPLETE, NOT_STARTED, Http1Connection
+from fastserve._http1 cimport COMPLETE, NOT_STARTED, Http1Connection, repeatable
 
 
 cdef extern from *:
@@ -878,8 +878,11 @@ cdef class WebSocketExchange(HttpExchange):
             raise ValueError(
                 f"websocket.accept: subprotocol {subprotocol!r:.100} is not one that the client offers"
             )
+        fields = () if fields is None else repeatable(fields)
         head = ResponseHead.__new__(ResponseHead)
-        head.switch_protocols(() if fields is None else fields)
+        head.switch_protocols(fields)
+        if self.factory.access_fields:
+            self.response_fields = tuple(fields)
         if self.offers and self.upgrade.negotiate is not None:
             agreed = self.upgrade.negotiate(self.offers)
         session = self._new_session(agreed)

@@ -1,5 +1,6 @@
 """The command line as a person meets it: help, and one clear line for a mistake."""
 
+import dataclasses
 import importlib.util
 import re
 import subprocess
@@ -28,6 +29,11 @@ class FakeServer(types.ModuleType):
     application: object = None
     config: Config
     error: BaseException | None = None
+    checked = False
+
+    def check(self, application: object, config: Config) -> None:
+        self.checked = True
+        load(application, config)
 
     def run(self, application: object, config: Config) -> None:
         self.application, self.config = application, config
@@ -90,6 +96,9 @@ def test_the_help_has_every_option(help_text: str, name: str) -> None:
     option = OPTIONS[name]
     flowing = " ".join(help_text.split())
     assert option.flag in flowing
+    if option.is_argument:
+        assert option.check.metavar in flowing
+        return
     assert option.help in flowing
     assert f"{option.short}, {option.flag}" in flowing or not option.short
 
@@ -128,8 +137,8 @@ def test_version() -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--bnid", "x", "web:app"], r"Did you mean '?--bind'?\?"),
-        (["--worker-clas", "trio", "web:app"], r"Did you mean '?--worker-class'?\?"),
+        (["--bnid", "x", "web:app"], r"--bnid: there is no such option \(did you mean --bind\?\)"),
+        (["--worker-clas", "trio", "web:app"], r"did you mean --worker-class\?"),
         (["web:app", "other:app"], "unexpected extra argument"),
         (["web:app", "--bind"], "requires an argument"),
         ([], "MODULE:ATTR"),
@@ -165,7 +174,7 @@ def test_a_bad_value(arguments: list[str], expected: str) -> None:
 def test_only_what_is_given_is_passed_on(server: FakeServer, app_dir: Path) -> None:
     assert command("web:app", "--app-dir", str(app_dir)) == 0
     assert server.application == "web:app"
-    assert server.config == Config(app_dir=str(app_dir))
+    assert server.config == Config(app_dir=str(app_dir), application="web:app")
 
 
 def test_every_option_arrives(server: FakeServer, app_dir: Path) -> None:
@@ -175,6 +184,9 @@ def test_every_option_arrives(server: FakeServer, app_dir: Path) -> None:
         "insecure_bind": ("127.0.0.1:81",),
         "backlog": 5,
         "poller": "loop",
+        "pid": "/tmp/x.pid",
+        "debug": True,
+        "application": "web:app",
         "factory": True,
         "app_dir": str(app_dir),
         "root_path": "/api",
@@ -217,12 +229,16 @@ def test_every_option_arrives(server: FakeServer, app_dir: Path) -> None:
         "ssl_handshake_timeout": 11.0,
         "log_level": "debug",
         "access_logfile": "-",
+        "access_logformat": "%(s)s",
+        "error_logfile": "errors",
     }
     assert given.keys() == OPTIONS.keys()
     (app_dir / "web.py").write_text("def app(): return lambda *a: None\n")
     arguments: list[str] = []
     for name, value in given.items():
         option = OPTIONS[name]
+        if option.is_argument:
+            continue
         if option.is_switch:
             arguments.append(option.flag)
         else:
@@ -311,3 +327,123 @@ def test_a_missing_application_in_a_process(app_dir: Path, target: str, expected
     done = fastserve_process("--app-dir", str(app_dir), "-b", "127.0.0.1:0", target)
     assert done.returncode == 1
     assert expected in the_line(done.stderr)
+
+
+# What is asked about the configuration itself.
+
+
+def test_a_configuration_is_checked(
+    server: FakeServer, app_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("--check-config", "--app-dir", str(app_dir), "web:app") == 0
+    assert server.checked and server.application is None
+    assert capsys.readouterr().out == "web:app can be served\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "expected"),
+    [
+        (["web:apq"], 1, "did you mean 'app'?"),
+        (["--backlog", "0", "web:app"], 1, "--backlog: "),
+        (["-c", "missing.toml", "web:app"], 1, "missing.toml: No such file"),
+        (["-c", "bad.toml", "web:app"], 1, "bakclog in bad.toml: there is no such option"),
+        ([], 2, "MODULE:ATTR"),
+    ],
+)
+def test_a_wrong_configuration_is_told(
+    server: FakeServer,
+    app_dir: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    status: int,
+    expected: str,
+) -> None:
+    monkeypatch.chdir(app_dir)
+    (app_dir / "bad.toml").write_text("bakclog = 1\n")
+    assert command("--check-config", *arguments) == status
+    assert expected in the_line(capsys.readouterr().err)
+
+
+def test_the_application_may_be_named_elsewhere(
+    server: FakeServer, app_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (app_dir / "conf.toml").write_text('application_path = "web:other"\n')
+    (app_dir / "web.py").write_text("app = other = third = lambda *a: None\n")
+    monkeypatch.chdir(app_dir)
+    assert command("-c", "conf.toml") == 0
+    assert server.application == "web:other"
+    monkeypatch.setenv("FASTSERVE_APPLICATION", "web:app")
+    assert command("-c", "conf.toml") == 0
+    assert server.application == "web:app"
+    assert command("-c", "conf.toml", "web:third") == 0
+    assert server.application == "web:third"
+
+
+def test_the_configuration_is_shown(
+    app_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = app_dir / "conf.toml"
+    file.write_text('keep_alive_timeout = "2m"\nroot_path = "/\\"\\u00e9"\n')
+    monkeypatch.setenv("FASTSERVE_LIMIT_REQUEST_BODY", "16M")
+    monkeypatch.setenv("FASTSERVE_BAKLOG", "1")
+    arguments = ("-c", str(file), "--port", "0", "-b", "x", "web:app")
+    assert command("--print-config", *arguments) == 1
+    assert "--bind: --port is given too" in the_line(capsys.readouterr().err)
+
+    assert command("--print-config", "-c", str(file), "--port", "0", "--factory", "web:app") == 0
+    shown, told = capsys.readouterr()
+    lines = [re.split(" +# ", line) for line in shown.splitlines()]
+    assert [line[0].removeprefix("# ").split()[0] for line in lines] == list(OPTIONS)
+    for expected in (
+        ["keep_alive_timeout = 120.0", str(file)],
+        ["limit_request_body = 16777216", "FASTSERVE_LIMIT_REQUEST_BODY"],
+        ['bind = ["127.0.0.1:0"]', "--port"],
+        ["factory = true", "--factory"],
+        ['application = "web:app"', "command line"],
+        ["backlog = 2048", "default"],
+        ["# access_logfile is not set", "default"],
+    ):
+        assert expected in lines
+    assert told == (
+        "fastserve: warning: FASTSERVE_BAKLOG: there is no such option"
+        " (did you mean FASTSERVE_BACKLOG?)\n"
+    )
+
+    # It is a file that --config takes.
+    (app_dir / "shown.toml").write_text(shown)
+    expected = Config(
+        keep_alive_timeout=120,
+        root_path='/"\u00e9',
+        limit_request_body=2**24,
+        bind="127.0.0.1:0",
+        factory=True,
+        application="web:app",
+    )
+    assert Config.from_toml(app_dir / "shown.toml") == expected
+
+
+def test_a_secret_is_not_shown(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = dataclasses.replace(OPTIONS["root_path"], secret=True)
+    monkeypatch.setattr(cli, "OPTIONS", {**OPTIONS, "root_path": secret})
+    assert command("--print-config", "--root-path", "/hush") == 0
+    shown = capsys.readouterr().out
+    assert "hush" not in shown
+    assert re.search("^# root_path is set, and not shown +# --root-path$", shown, re.MULTILINE)
+
+
+def test_both_questions(
+    server: FakeServer, app_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("--check-config", "--print-config", "--app-dir", str(app_dir), "web:app")
+    assert command(*arguments) == 0
+    assert capsys.readouterr().out.endswith("web:app can be served\n")
+    assert server.checked
+
+
+@pytest.mark.parametrize("flag", ["--http2", "--h2-max-concurrent-streams", "--quic-bind"])
+def test_what_is_not_there_is_said(capsys: pytest.CaptureFixture[str], flag: str) -> None:
+    assert command(flag, "1", "web:app") == 2
+    assert re.search(f"{flag}: HTTP/[23] is not there", the_line(capsys.readouterr().err))

@@ -704,6 +704,118 @@ def test_the_access_log_on_stdout(served: Start) -> None:
     server.out.wait_for(LINE % (r"GET / HTTP/1\.1", 200, 5), PATIENCE)
 
 
+def test_fields_in_the_access_log(serve: Serve, tmp_path: Path) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.accept", "headers": iter([(b"x-out", b"101")])})
+            return
+        if scope["path"] == "/bad":
+            await send({"type": "http.response.start", "status": 200, "headers": [(1, 2)]})
+        scope["headers"].clear()
+        fields = iter([(b"X-Out", b"a"), (b"x-out", b"b")])
+        await send({"type": "http.response.start", "status": 200, "headers": fields})
+        if scope["path"] == "/fails":
+            raise RuntimeError
+        await send({"type": "http.response.body", "body": b""})
+
+    file = tmp_path / "access"
+    format = "%(U)s %(s)s %({x-in}i)s %({x-out}o)s %({content-type}o)s"
+    server = serve(app, access_logfile=str(file), access_logformat=format, lifespan="off")
+    handshake = request(
+        "GET", "/socket", "Upgrade: websocket", "Connection: Upgrade", "X-In: 3",
+        "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+    )  # fmt: skip
+    for text in (
+        request("GET", "/", "X-In: 1", "x-in: 2"),
+        request("GET", "/plain"),
+        request("GET", "/fails", "X-In: 1"),
+        request("GET", "/bad"),
+        handshake,
+    ):
+        with server.connect() as client:
+            client.sendall(text)
+            client.read_until(b"\r\n\r\n")
+    server.stop()
+    assert file.read_text().splitlines() == [
+        "/ 200 1, 2 a, b -",
+        "/plain 200 - a, b -",
+        "/fails 500 1 - text/plain; charset=utf-8",
+        "/bad 500 - - text/plain; charset=utf-8",
+        "/socket 101 3 101 -",
+    ]
+
+
+# Its files and its loop.
+
+
+def test_the_process_id_is_in_a_file(served: Start, tmp_path: Path) -> None:
+    file = tmp_path / "pid"
+    server = served("-p", str(file))
+    with server.connect() as client:
+        client.get("/")
+        assert file.read_text() == f"{server.popen.pid}\n"
+    server.send_signal(signal.SIGTERM)
+    assert server.wait() == 0
+    assert not file.exists()
+
+
+def test_a_server_that_cannot_start_leaves_the_others_file(process: Start, tmp_path: Path) -> None:
+    file = tmp_path / "pid"
+    file.write_text("1\n")
+    one_line(process("-p", str(file), "-b", "unix:served.py", "served:app"))
+    assert file.read_text() == "1\n"
+
+
+def test_messages_in_a_file(process: Start, worker: str, tmp_path: Path) -> None:
+    file = tmp_path / "errors"
+    server = process("-k", worker, "-b", "127.0.0.1:0", "--log-file", str(file), "served:app")
+    eventually(lambda: file.exists() and "Running on http://127.0.0.1:" in file.read_text())
+    server.send_signal(signal.SIGTERM)
+    assert server.wait() == 0
+    assert server.err.all() == []
+
+
+def test_debug(served: Start, worker: str) -> None:
+    server = served("--debug")
+    with server.connect() as client:
+        assert client.get("/debug").body == (b"False" if worker == "trio" else b"True")
+    ignored = [line for line in server.err.lines if "--debug is ignored: trio" in line]
+    assert len(ignored) == (worker == "trio")
+
+
+def test_the_application_is_in_the_config(process: Start) -> None:
+    script = (
+        "import fastserve\n"
+        "config = fastserve.Config(application='served:app', bind='127.0.0.1:0')\n"
+        "fastserve.run(config=config)\n"
+    )
+    with process(python=("-c", script)).connect() as client:
+        assert client.get("/").body == b"hello"
+
+
+def test_no_application_at_all() -> None:
+    with pytest.raises(ConfigError, match="^application: none is given$"):
+        fastserve.run()
+
+
+def test_a_configuration_is_checked(process: Start) -> None:
+    server = process("--check-config", "served:app")
+    assert server.wait() == 0
+    assert server.out.all() == ["served:app can be served"]
+    assert "no attribute 'ap'" in one_line(process("--check-config", "served:ap"))
+
+
+def test_a_moved_command_line(process: Start) -> None:
+    """As it was for uvicorn."""
+    server = process(
+        "served:app", "--host", "127.0.0.1", "--port", "0", "--loop", "asyncio",
+        "--http", "httptools", "--timeout-keep-alive", "5", "--no-access-log",
+    )  # fmt: skip
+    with server.connect() as client:
+        assert client.get("/loop").body == b"asyncio"
+    server.logs("^fastserve: warning: --http: ignored, since there is one parser$")
+
+
 # What goes wrong while it serves.
 
 

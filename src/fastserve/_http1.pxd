@@ -36,6 +36,9 @@ cdef enum Framing:                  # of a response body, RFC 9112 section 6
     FRAMING_CLOSE                   # until the connection is closed: HTTP/1.0
 
 
+cdef object repeatable(object fields)
+
+
 cdef class Gate:
     cdef:
         Py_ssize_t limit
@@ -57,6 +60,7 @@ cdef class Http1Factory(ProtocolFactory):
         Upgrade upgrade                 # None: no other protocol
         Gate gate                       # None: as many at once as come
         object access
+        bint access_fields
         dict scope
         dict asgi
         dict state
@@ -145,6 +149,8 @@ cdef class HttpExchange(Conversation):
         int status
         int64_t sent
         int64_t begun
+        tuple request_fields            # None, unless the access line has some of them
+        tuple response_fields
 
     cdef int leave_gate(self) except -1
     cdef int opened(self, dict scope, bint has_body) except -1

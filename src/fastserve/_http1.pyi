@@ -24,6 +24,7 @@ class Http1Factory(ProtocolFactory):
         upgrade: Upgrade | None = None,
         gate: Gate | None = None,
         access: Callable[..., None] | None = None,
+        access_fields: bool = False,
         state: dict[str, Any] | None = None,
         root_path: str = "",
         server_header: bytes = b"fastserve",

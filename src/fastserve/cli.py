@@ -1,23 +1,37 @@
 """The command line: Config's fields as click options, and errors as one line.
 
-No option is spelled here but --help and --version. Values travel to Config as
-the strings they are: it checks them, and says what is wrong, for every way in.
+No option is spelled here but those that are about the options themselves, and
+--help and --version. Values travel to Config as the strings they are: it checks
+them, and says what is wrong, for every way in.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import json
+import os
 import platform
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 import click
 from click.core import ParameterSource
 
 from fastserve import __version__
-from fastserve.config import OPTIONS, Config, ConfigError, Option
+from fastserve.checks import nearest
+from fastserve.config import (
+    ALIASES,
+    IGNORED,
+    OPTIONS,
+    REFUSED,
+    Alias,
+    ConfigError,
+    Option,
+    Resolved,
+    resolve,
+)
+from fastserve.sources import Environment, Flags, Source, read
 
 __all__ = ["main"]
 
@@ -28,7 +42,16 @@ COLUMN = 28
 HELP = """Serve an ASGI application.
 
 MODULE:ATTR names it: the attribute of the module that is imported, as in
-example.web:app. ASGI 3 and ASGI 2 applications are told apart."""
+example.web:app. ASGI 3 and ASGI 2 applications are told apart.
+
+Every option may also stand in the environment (--backlog as FASTSERVE_BACKLOG) and in
+the file that --config names (as backlog). A flag beats the environment, which beats
+the file. A TIME is in seconds, or like 500ms, 30s, 5m, 2h, 1d; a SIZE in bytes, or
+like 64K, 16M, 1G."""
+
+CONFIGURATION = "Configuration"
+SPELLINGS = "Spellings of Hypercorn and uvicorn"
+CONFIG_VARIABLE = "FASTSERVE_CONFIG"
 
 
 class _Failure(Exception):
@@ -61,47 +84,111 @@ class _Command(click.Command):
                 formatter.write_dl(records)
 
 
-def _parameter(option: Option, default: Any) -> click.Option:
-    spellings = [option.name, *filter(None, (option.flag, option.alias, option.short))]
-    kind: dict[str, Any] = {"is_flag": True, "flag_value": not default, "default": default}
-    if not option.is_switch:
-        kind = {
-            "type": click.UNPROCESSED,
-            "metavar": option.check.metavar,
-            "multiple": option.repeatable,
-        }
-    parameter = _SectionOption(spellings, help=_help(option, default), **kind)
-    parameter.section = option.section
+def _parameters() -> Iterator[click.Parameter]:
+    for option in OPTIONS.values():
+        if option.is_argument:
+            yield click.Argument([option.name], metavar=option.check.metavar, required=False)
+        else:
+            yield _parameter(option)
+    yield _option(
+        CONFIGURATION,
+        ["config", "-c", "--config"],
+        "A TOML file, file:conf.py, or python:package.module.",
+        metavar="FILE",
+    )
+    for name, help in {
+        "check_config": "Import the application, say what is wrong, and do not serve.",
+        "print_config": "Show each option's value and where it comes from.",
+    }.items():
+        yield _option(CONFIGURATION, [name, f"--{name.replace('_', '-')}"], help, is_flag=True)
+    for alias, option in ALIASES.values():
+        if alias.spelling:
+            yield _alias(alias, option)
+    for name, ignored in IGNORED.items():
+        flag = f"--{name.replace('_', '-')}"
+        kind = {"metavar": "X"} if ignored.has_value else {"is_flag": True}
+        yield _option(SPELLINGS, [name, flag], f"Ignored: {ignored.reason}.", **kind)
+
+
+def _option(section: str, spellings: list[str], help: str, **kind: Any) -> click.Option:
+    if "is_flag" not in kind:
+        kind["type"] = click.UNPROCESSED
+    parameter = _SectionOption(spellings, help=help, **kind)
+    parameter.section = section
     return parameter
 
 
-def _help(option: Option, default: Any) -> str:
-    if option.is_switch or default is None or default == "":
+def _parameter(option: Option) -> click.Option:
+    spellings = [option.name, *filter(None, (option.short, option.flag))]
+    if option.is_switch:
+        value = not option.default
+        return _option(option.section, spellings, _help(option), is_flag=True, flag_value=value)
+    kind = {"metavar": option.check.metavar, "multiple": option.repeatable}
+    return _option(option.section, spellings, _help(option), **kind)
+
+
+def _alias(alias: Alias, option: Option) -> click.Option:
+    kind: dict[str, Any] = {"metavar": alias.metavar or option.check.metavar}
+    if alias.switch:
+        kind = {"is_flag": True}
+    return _option(SPELLINGS, [alias.name, alias.spelling], f"See {option.flag}.", **kind)
+
+
+def _help(option: Option) -> str:
+    if option.is_switch or option.default in (None, ""):
         return option.help
-    shown = ", ".join(default) if isinstance(default, tuple) else default
-    if isinstance(default, bool):
-        shown = str(default).lower()
-    return (
-        f"{option.help}  [{shown:g}]" if isinstance(shown, float) else f"{option.help}  [{shown}]"
-    )
+    return f"{option.help}  [{option.default_text}]"
 
 
 @click.pass_context
-def _serve(context: click.Context, /, application: str, **options: Any) -> None:
+def _main(context: click.Context, /, **options: Any) -> None:
     given = {
         name: value
         for name, value in options.items()
         # What was not given is Config's to decide.
         if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
     }
-    config = Config.from_options(**given)
+    prints, checks = (given.pop(name, False) for name in ("print_config", "check_config"))
+    resolved = resolve(_sources(given.pop("config", ""), given))
+    for warning in resolved.warnings:
+        print(f"{COMMAND}: warning: {warning}", file=sys.stderr)
+    if prints:
+        print("\n".join(_shown(resolved)))
+    if prints and not checks:
+        return
+    if resolved.config.application is None:
+        raise click.UsageError(f"Missing argument {OPTIONS['application'].check.metavar!r}.")
+    _serve(resolved, only_check=checks)
 
+
+def _sources(file: str, flags: dict[str, Any]) -> list[Source]:
+    environment = dict(os.environ)
+    file = file or environment.get(CONFIG_VARIABLE, "")
+    environment.pop(CONFIG_VARIABLE, None)
+    return [*([read(file)] if file else []), Environment(environment), Flags(flags)]
+
+
+def _shown(resolved: Resolved) -> Iterator[str]:
+    """Each option, as TOML that --config would take."""
+    for name, option in OPTIONS.items():
+        value = getattr(resolved.config, name)
+        line = f"{name} = {json.dumps(value, ensure_ascii=False)}"
+        if value is None or option.secret:
+            line = f"# {name} is {'not set' if value is None else 'set, and not shown'}"
+        yield f"{line:47} # {resolved.origins.get(name, 'default')}"
+
+
+def _serve(resolved: Resolved, *, only_check: bool) -> None:
     # Not before it is needed: --help and --version wait for no compiled module.
     from fastserve.application import ApplicationError
-    from fastserve.server import ServerError, run
+    from fastserve.server import ServerError, check, run
 
+    config = resolved.config
     try:
-        run(application, config)
+        if not only_check:
+            return run(config.application, config)
+        check(config.application, config)
+        print(f"{config.application} can be served")
     except ApplicationError as error:
         if error.__cause__ is not None:
             traceback.print_exception(error.__cause__)
@@ -113,15 +200,11 @@ def _serve(context: click.Context, /, application: str, **options: Any) -> None:
 
 
 def _command() -> click.Command:
-    fields = dataclasses.fields(Config)
     command = _Command(
         COMMAND,
-        callback=_serve,
+        callback=_main,
         help=HELP,
-        params=[
-            click.Argument(["application"], metavar="MODULE:ATTR"),
-            *(_parameter(OPTIONS[field.name], field.default) for field in fields),
-        ],
+        params=list(_parameters()),
         context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     )
     version = click.version_option(
@@ -137,6 +220,8 @@ def _run(arguments: Sequence[str] | None) -> int:
         # click's own handling would print a usage block around each error.
         status = _command().main(arguments, prog_name=COMMAND, standalone_mode=False)
         return status if isinstance(status, int) else 0
+    except click.NoSuchOption as error:
+        return _unknown(error)
     except click.UsageError as error:
         message = " ".join(error.format_message().split())
         return _complain(f"{message} (see {COMMAND} --help)", error.exit_code)
@@ -146,6 +231,16 @@ def _run(arguments: Sequence[str] | None) -> int:
         return _complain(str(error), error.exit_status)
     except click.exceptions.Abort:  # Ctrl-C before the server took signals over
         return 130
+
+
+def _unknown(error: click.NoSuchOption) -> int:
+    flag = error.option_name
+    reason = REFUSED.get(flag.lstrip("-").replace("-", "_"))
+    if reason is not None:
+        return _complain(f"{flag}: {reason}", error.exit_code)
+    flags = [word for parameter in _parameters() for word in parameter.opts]
+    message = f"{flag}: there is no such option{nearest(flag, flags)}"
+    return _complain(f"{message} (see {COMMAND} --help)", error.exit_code)
 
 
 def _complain(message: str, exit_status: int) -> int:

@@ -1,330 +1,97 @@
 """The options: one frozen dataclass, and each option has one home.
 
 A field carries everything that is to be known of its option: the default, the
-section and the sentence it has in the help, its spelling on the command line
-and the check that brings a value (a string from outside, a number or a list
-from Python) into its final form. Command line, keyword arguments and whatever
-reads the environment derive from here; nothing of an option is said twice.
+section and the sentence it has in the help, its spelling on the command line, the
+names that other servers have for it, and the check that brings a value into its
+final form. Command line, environment, files and keyword arguments derive from
+here; nothing of an option is said twice.
 
-This module knows nothing else of the package.
+This module and the two below it know nothing else of the package.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import importlib.util
-import math
 import os
-import re
 import select
-import ssl
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, NamedTuple
+
+from fastserve import sources
+from fastserve.checks import (
+    DEFAULT_PORT,
+    Bind,
+    Binds,
+    Boolean,
+    Check,
+    Choice,
+    ConfigError,
+    LineFormat,
+    LogLevel,
+    Path,
+    Poller,
+    RootPath,
+    Seconds,
+    Several,
+    Size,
+    Switch,
+    Target,
+    Text,
+    VerifyMode,
+    Whole,
+    WorkerClass,
+    nearest,
+    parse_bind,
+)
+from fastserve.sources import Source
 
 __all__ = [
+    "ALIASES",
     "DEFAULT_PORT",
+    "IGNORED",
     "OPTIONS",
+    "REFUSED",
+    "Alias",
     "Bind",
     "Config",
     "ConfigError",
     "Option",
+    "Resolved",
     "parse_bind",
+    "resolve",
 ]
-
-DEFAULT_PORT = 8000
-
-# The core counts milliseconds, and a deadline of none means "no deadline".
-SHORTEST_SECONDS = 0.001
-LONGEST_SECONDS = 86_400.0
 
 # Lengths reach the core as signed 64-bit numbers; this leaves room to add two.
 LARGEST_BODY = 2**62
 
 
-class ConfigError(ValueError):
-    """An option that cannot be used; the message begins with its name."""
+def _same(value: Any, now: Any) -> Any:
+    return value
 
 
 @dataclass(frozen=True, slots=True)
-class Bind:
-    """One address to listen on."""
+class Alias:
+    """Another name of an option, most often another server's.
 
-    kind: Literal["tcp", "unix"]
-    host: str = ""
-    port: int = 0
-    path: str = ""
+    `convert` makes the option's value from the alias's and from the value that the
+    option has so far, from whatever comes before; ValueError says what is wrong with it.
+    A `switch` has a flag without a value, which stands for True. Several `part`s of one
+    option may be given together. `flag` is derived from the name; an empty one is none.
+    """
 
-    def __str__(self) -> str:
-        if self.kind == "unix":
-            return f"unix:{self.path}"
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{host}:{self.port}"
-
-
-def parse_bind(text: str) -> Bind:
-    """`host:port`, `host`, `[v6]:port` or `unix:path` as a Bind, else a ConfigError."""
-    try:
-        return _parse_bind(text)
-    except ValueError as error:
-        raise ConfigError(f"--bind: {error}") from None
-
-
-_TCP_ADDRESS = re.compile(
-    r"(?: \[ (?P<v6> [^\[\]]* ) \] | (?P<host> [^\[\]:]* ) ) (?: : (?P<port> .* ) )?",
-    re.VERBOSE | re.DOTALL,
-)
-
-
-def _parse_bind(text: str) -> Bind:
-    if text.startswith("unix:"):
-        path = text.removeprefix("unix:")
-        if not path or "\0" in path:
-            raise ValueError(f"no path after 'unix:' in {text!r}")
-        return Bind("unix", path=path)
-    if "/" in text:
-        raise ValueError(f"host:port or unix:path expected, not {text!r}")
-    match = _TCP_ADDRESS.fullmatch(text)
-    if match is None or (match["v6"] is None and ":" in (match["port"] or "")):
-        raise ValueError(f"host:port expected, an IPv6 host in brackets, not {text!r}")
-    host = match["host"] if match["v6"] is None else match["v6"]
-    if not host:
-        raise ValueError(f"no host in {text!r} (0.0.0.0 or [::] is every interface)")
-    if not host.isprintable() or " " in host:
-        raise ValueError(f"not a host name: {host!r}")
-    if match["v6"] is not None and ":" not in host:
-        raise ValueError(f"only an IPv6 address stands in brackets, not {host!r}")
-    return Bind("tcp", host=host, port=_parse_port(match["port"], text))
-
-
-def _parse_port(digits: str | None, text: str) -> int:
-    if digits is None:
-        return DEFAULT_PORT
-    if not re.fullmatch("[0-9]{1,5}", digits) or int(digits) > 65535:
-        raise ValueError(f"the port is a number from 0 to 65535, not {digits!r} (in {text!r})")
-    return int(digits)
-
-
-# Checks. Each takes a value as it came and returns it as the field keeps it, or
-# raises ValueError with the rest of a sentence that begins with the option.
-
-
-class Check:
-    """What every check has: a call, and what stands for the value in the help."""
-
+    name: str
+    convert: Callable[[Any, Any], Any] = _same
+    flag: str | None = None
     metavar: str = ""
+    switch: bool = False
+    part: bool = False
 
-    def __call__(self, value: Any) -> Any:
-        raise NotImplementedError
-
-
-@dataclass(frozen=True, slots=True)
-class Whole(Check):
-    """A whole number within bounds."""
-
-    least: int
-    most: int
-    metavar: str = "N"
-
-    def __call__(self, value: Any) -> int:
-        try:
-            number = int(value) if isinstance(value, str) else value
-        except ValueError:
-            number = None
-        # bool is an int to Python, never to whoever wrote `backlog=True`.
-        if (
-            isinstance(number, bool)
-            or not isinstance(number, int)
-            or not self.least <= number <= self.most
-        ):
-            raise ValueError(
-                f"a whole number from {self.least} to {self.most} expected, not {value!r}"
-            )
-        return number
-
-
-@dataclass(frozen=True, slots=True)
-class Seconds(Check):
-    """A time span above zero; or none at all, where `may_be_off`."""
-
-    may_be_off: bool = False
-    metavar: str = "SECONDS"
-
-    def __call__(self, value: Any) -> float:
-        try:
-            seconds = math.nan if isinstance(value, bool) else float(value)
-        except (TypeError, ValueError, OverflowError):
-            seconds = math.nan
-        if self.may_be_off and seconds == 0:
-            return 0.0
-        if not SHORTEST_SECONDS <= seconds <= LONGEST_SECONDS:  # false for nan too
-            raise ValueError(
-                f"seconds from {SHORTEST_SECONDS:g} to {LONGEST_SECONDS:g} expected, not {value!r}"
-            )
-        return seconds
-
-
-class Choice(Check):
-    """One word of a few."""
-
-    def __init__(self, *names: str) -> None:
-        self.names = names
-        self.metavar = "|".join(names)
-
-    def __call__(self, value: Any) -> str:
-        if not isinstance(value, str) or value not in self.names:
-            near = _nearest(value, self.names) if isinstance(value, str) else ""
-            raise ValueError(f"one of {', '.join(self.names)} expected, not {value!r}{near}")
-        return value
-
-
-class VerifyMode(Choice):
-    """Whether clients show certificates; the standard library's names do as well."""
-
-    def __call__(self, value: Any) -> str:
-        if isinstance(value, ssl.VerifyMode):
-            value = value.name
-        if isinstance(value, str):
-            value = value.upper().removeprefix("CERT_").lower()
-        return Choice.__call__(self, value)
-
-
-class WorkerClass(Choice):
-    """The loop's name; `auto` becomes the quickest one at hand."""
-
-    def __call__(self, value: Any) -> str:
-        name = Choice.__call__(self, value)
-        if name != "auto":
-            return name
-        return "asyncio" if importlib.util.find_spec("uvloop") is None else "uvloop"
-
-
-class Poller(Choice):
-    """How readiness is learned; not every system has epoll."""
-
-    def __call__(self, value: Any) -> str:
-        name = Choice.__call__(self, value)
-        if name == "epoll" and not hasattr(select, "epoll"):
-            raise ValueError("this system has no epoll; 'loop' works everywhere")
-        return name
-
-
-class Switch(Check):
-    """On or off; the option of a field that is on by default turns it off."""
-
-    def __call__(self, value: Any) -> bool:
-        if not isinstance(value, bool):
-            raise ValueError(f"True or False expected, not {value!r}")
-        return value
-
-
-@dataclass(frozen=True, slots=True)
-class Boolean(Check):
-    """On or off, and said so."""
-
-    metavar: str = "true|false"
-
-    def __call__(self, value: Any) -> bool:
-        if isinstance(value, str):
-            value = _BOOLEANS.get(value.lower(), value)
-        if not isinstance(value, bool):
-            raise ValueError(f"true or false expected, not {value!r}")
-        return value
-
-
-_BOOLEANS = {"true": True, "1": True, "yes": True, "on": True,
-             "false": False, "0": False, "no": False, "off": False}  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Path(Check):
-    """A path; whether it can be used shows when it is."""
-
-    metavar: str = "PATH"
-
-    def __call__(self, value: Any) -> str:
-        try:
-            path = os.fsdecode(value)
-        except TypeError:
-            path = ""
-        if not path or "\0" in path:
-            raise ValueError(f"a path expected, not {value!r}")
-        return path
-
-
-@dataclass(frozen=True, slots=True)
-class Paths(Check):
-    """A path or several."""
-
-    metavar: str = "PATH"
-
-    def __call__(self, value: Any) -> tuple[str, ...]:
-        if isinstance(value, (str, bytes, os.PathLike)):
-            value = (value,)
-        if not isinstance(value, Iterable):
-            raise ValueError(f"a path or a list of paths expected, not {value!r}")
-        return tuple(Path()(path) for path in value)
-
-
-@dataclass(frozen=True, slots=True)
-class Text(Check):
-    """Any words, but not none."""
-
-    metavar: str = "TEXT"
-
-    def __call__(self, value: Any) -> str:
-        if not isinstance(value, str) or not value:
-            raise ValueError(f"a text expected, not {value!r}")
-        return value
-
-
-@dataclass(frozen=True, slots=True)
-class Words(Check):
-    """A text or several."""
-
-    metavar: str = "TEXT"
-
-    def __call__(self, value: Any) -> tuple[str, ...]:
-        if isinstance(value, str):
-            value = (value,)
-        if not isinstance(value, Iterable):
-            raise ValueError(f"a text or a list of texts expected, not {value!r}")
-        return tuple(Text()(text) for text in value)
-
-
-@dataclass(frozen=True, slots=True)
-class RootPath(Check):
-    """The prefix under which a proxy mounts the application."""
-
-    metavar: str = "PATH"
-
-    def __call__(self, value: Any) -> str:
-        if not isinstance(value, str) or (value and not value.startswith("/")):
-            raise ValueError(f"a path that begins with '/' expected, not {value!r}")
-        return value.rstrip("/")
-
-
-@dataclass(frozen=True, slots=True)
-class Binds(Check):
-    """One address or several, each of them readable by parse_bind."""
-
-    may_be_none: bool = False
-    metavar: str = "ADDRESS"
-
-    def __call__(self, value: Any) -> tuple[str, ...]:
-        addresses = (value,) if isinstance(value, str) else value
-        if not isinstance(addresses, Iterable):
-            raise ValueError(f"an address or a list of addresses expected, not {value!r}")
-        addresses = tuple(addresses)
-        if not addresses and not self.may_be_none:
-            raise ValueError("at least one address expected")
-        for address in addresses:
-            if not isinstance(address, str):
-                raise ValueError(f"host:port or unix:path expected, not {address!r}")
-            _parse_bind(address)
-        return addresses
+    @property
+    def spelling(self) -> str:
+        return _flag_of(self.name) if self.flag is None else self.flag
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,32 +99,50 @@ class Option:
     """What is to be known of an option besides its field's name and default."""
 
     name: str
+    default: Any
     section: str
     help: str
     check: Check
     flag: str
     short: str = ""
-    alias: str = ""
+    aliases: tuple[Alias, ...] = ()
     repeatable: bool = False
+    secret: bool = False
 
     @property
     def is_switch(self) -> bool:
         return isinstance(self.check, Switch)
 
     @property
-    def env_name(self) -> str:
-        return f"FASTSERVE_{self.name.upper()}"
+    def is_argument(self) -> bool:
+        """It has no flag: on the command line it stands for itself."""
+        return not self.flag
 
     @property
     def label(self) -> str:
-        """How an error names it: only Python code can give a switch a wrong value."""
-        return self.name if self.is_switch else self.flag
+        """How an error names it. The flag of a switch may well say the opposite."""
+        return self.name if self.is_switch or self.is_argument else self.flag
 
-    def normalise(self, value: Any) -> Any:
+    @property
+    def default_text(self) -> str:
+        """The default, as it would be written; empty if there is none."""
+        default = self.default
+        if default is None:
+            return ""
+        if isinstance(default, bool):
+            return str(default).lower()
+        if isinstance(default, tuple):
+            return ", ".join(default)
+        return f"{default:g}" if isinstance(default, float) else str(default)
+
+    def normalise(self, value: Any, label: str = "") -> Any:
+        """The value as the field keeps it; a ConfigError begins with `label`."""
+        if value is None and self.default is None:
+            return None
         try:
             return self.check(value)
         except ValueError as error:
-            raise ConfigError(f"{self.label}: {error}") from None
+            raise ConfigError(f"{label or self.label}: {error}") from None
 
 
 def option(
@@ -366,23 +151,76 @@ def option(
     check: Check,
     help: str,
     *,
-    flag: str = "",
+    flag: str | None = None,
     short: str = "",
-    alias: str = "",
+    aliases: tuple[Alias, ...] = (),
     repeatable: bool = False,
+    secret: bool = False,
 ) -> Any:
-    """A field that carries its option's facts; the rest is derived from its name."""
+    """A field that carries its option's facts; the rest is derived from its name.
+
+    `secret`: the value is never shown."""
     facts = {
         "section": section,
         "check": check,
         "help": help,
         "short": short,
-        "alias": alias,
+        "aliases": aliases,
         "repeatable": repeatable,
+        "secret": secret,
     }
-    if flag:
+    if flag is not None:
         facts["flag"] = flag
     return dataclasses.field(default=default, metadata=facts)
+
+
+def _flag_of(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+# How a value of another server becomes one of ours.
+
+
+def _one_address(now: tuple[str, ...]) -> Bind:
+    """The TCP address of which a part is replaced."""
+    bind = parse_bind(now[0])
+    if len(now) == 1 and bind.kind == "tcp":
+        return bind
+    return Bind("tcp", host="127.0.0.1", port=DEFAULT_PORT)
+
+
+def _with_host(value: Any, now: tuple[str, ...]) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"a host expected, not {value!r}")
+    host = value.removeprefix("[").removesuffix("]")
+    return str(dataclasses.replace(_one_address(now), host=host))
+
+
+def _with_port(value: Any, now: tuple[str, ...]) -> str:
+    return str(dataclasses.replace(_one_address(now), port=Whole(0, 65535)(value)))
+
+
+def _unix_path(value: Any, now: tuple[str, ...]) -> str:
+    return f"unix:{Path()(value)}"
+
+
+def _descriptor(value: Any, now: tuple[str, ...]) -> str:
+    return f"fd://{Whole(0, 2**31 - 1)(value)}"
+
+
+def _access_log(value: Any, now: str | None) -> Any:
+    """A file to Hypercorn, on or off to uvicorn."""
+    if value is True:
+        return "-" if now is None else now
+    return None if value is False else value
+
+
+def _no_access_log(value: bool, now: str | None) -> str | None:
+    return None if value else now
+
+
+def _uvloop(value: bool, now: str) -> str:
+    return "uvloop" if value else now
 
 
 APPLICATION = "Application"
@@ -405,6 +243,7 @@ class Config:
         WorkerClass("auto", "asyncio", "uvloop", "trio"),
         "The event loop; auto is uvloop where it is installed, else asyncio.",
         short="-k",
+        aliases=(Alias("loop", metavar="LOOP"), Alias("uvloop", _uvloop, switch=True)),
     )
     bind: tuple[str, ...] = option(
         (f"127.0.0.1:{DEFAULT_PORT}",),
@@ -412,6 +251,14 @@ class Config:
         Binds(),
         "Where to listen: host:port (port 0: any free one) or unix:path. May be repeated.",
         short="-b",
+        aliases=(
+            Alias("host", _with_host, metavar="HOST", part=True),
+            Alias("port", _with_port, metavar="PORT", part=True),
+            Alias("uds", _unix_path, metavar="PATH"),
+            Alias("unix_domain", _unix_path, flag=""),
+            Alias("fd", _descriptor, metavar="N"),
+            Alias("file_descriptor", _descriptor, flag=""),
+        ),
         repeatable=True,
     )
     insecure_bind: tuple[str, ...] = option(
@@ -433,7 +280,29 @@ class Config:
         Poller("epoll", "loop"),
         "Watch the sockets in the core (epoll), or through the event loop.",
     )
+    pid: str | None = option(
+        None,
+        LISTENING,
+        Path(metavar="FILE"),
+        "Write the process id to this file, which is removed at the end.",
+        short="-p",
+        aliases=(Alias("pid_path", flag=""),),
+    )
+    debug: bool = option(
+        False,
+        LISTENING,
+        Switch(),
+        "Run asyncio or uvloop in its debug mode, which is slow; trio has none.",
+    )
 
+    application: str | None = option(
+        None,
+        APPLICATION,
+        Target(),
+        "The application, as MODULE:ATTR.",
+        flag="",
+        aliases=(Alias("application_path", flag=""),),
+    )
     factory: bool = option(
         False,
         APPLICATION,
@@ -464,6 +333,7 @@ class Config:
         TIMES,
         Seconds(),
         "For requests under way when the server is told to stop.",
+        aliases=(Alias("timeout_graceful_shutdown"),),
     )
     startup_timeout: float = option(
         60.0,
@@ -492,7 +362,7 @@ class Config:
     body_min_rate: int = option(
         240,
         TIMES,
-        Whole(0, 2**31 - 1, metavar="BYTES"),
+        Size(0, 2**31 - 1),
         "Bytes per second that a request body must reach on average; 0 is any.",
     )
     write_timeout: float = option(
@@ -507,12 +377,13 @@ class Config:
         Seconds(),
         "For the next request on an idle connection.",
         flag="--keep-alive",
+        aliases=(Alias("timeout_keep_alive"), Alias("keep_alive", flag="")),
     )
 
     limit_request_line: int = option(
         8190,
         LIMITS,
-        Whole(64, 2**20, metavar="BYTES"),
+        Size(64, 2**20),
         "The longest request line, else 414.",
     )
     limit_request_fields: int = option(
@@ -524,35 +395,18 @@ class Config:
     limit_request_field_bytes: int = option(
         65536,
         LIMITS,
-        Whole(256, 2**24, metavar="BYTES"),
+        Size(256, 2**24),
         "The most bytes in all header fields together, else 431.",
+        aliases=(
+            Alias("h11_max_incomplete_event_size"),
+            Alias("h11_max_incomplete_size", flag=""),
+        ),
     )
     limit_request_body: int | None = option(
         None,
         LIMITS,
-        Whole(0, LARGEST_BODY, metavar="BYTES"),
+        Size(0, LARGEST_BODY),
         "The longest request body, else 413; any length unless given.",
-    )
-
-    include_server_header: bool = option(
-        True,
-        ANSWERS,
-        Switch(),
-        "Add no Server field.",
-        flag="--no-server-header",
-    )
-    include_date_header: bool = option(
-        True,
-        ANSWERS,
-        Switch(),
-        "Add no Date field.",
-        flag="--no-date-header",
-    )
-    raise_on_disconnect: bool = option(
-        False,
-        ANSWERS,
-        Switch(),
-        "send() raises an OSError once the client is gone, as ASGI 2.4 and later have it.",
     )
 
     limit_concurrency: int | None = option(
@@ -576,7 +430,7 @@ class Config:
     probe_path: tuple[str, ...] = option(
         (),
         LIMITS,
-        Words(metavar="PATH"),
+        Several(Text(metavar="PATH")),
         "A health probe's path, which no limit of requests holds back. May be repeated.",
         repeatable=True,
     )
@@ -593,11 +447,35 @@ class Config:
         "The most connections of one IP address; more are closed. Any number unless given.",
     )
 
+    include_server_header: bool = option(
+        True,
+        ANSWERS,
+        Switch(),
+        "Add no Server field.",
+        flag="--no-server-header",
+        aliases=(Alias("server_header", switch=True),),
+    )
+    include_date_header: bool = option(
+        True,
+        ANSWERS,
+        Switch(),
+        "Add no Date field.",
+        flag="--no-date-header",
+        aliases=(Alias("date_header", switch=True),),
+    )
+    raise_on_disconnect: bool = option(
+        False,
+        ANSWERS,
+        Switch(),
+        "send() raises an OSError once the client is gone, as ASGI 2.4 and later have it.",
+    )
+
     ws_max_size: int = option(
         16 * 1024 * 1024,
         WEBSOCKETS,
-        Whole(1, 2**30, metavar="BYTES"),
+        Size(1, 2**30),
         "The longest message received, inflated, else it is closed with 1009.",
+        aliases=(Alias("websocket_max_message_size", flag=""),),
     )
     ws_max_queue: int = option(
         32,
@@ -610,7 +488,7 @@ class Config:
         WEBSOCKETS,
         Seconds(may_be_off=True),
         "Between two pings; 0 sends none.",
-        alias="--websocket-ping-interval",
+        aliases=(Alias("websocket_ping_interval"),),
     )
     ws_ping_timeout: float = option(
         20.0,
@@ -640,18 +518,18 @@ class Config:
     certfile: tuple[str, ...] = option(
         (),
         TLS,
-        Paths(),
+        Several(Path(metavar="FILE")),
         "The certificate with its chain, in PEM; clients are served by TLS. May be repeated,"
         " to have several by the name that a client asks for.",
-        alias="--ssl-certfile",
+        aliases=(Alias("ssl_certfile"),),
         repeatable=True,
     )
     keyfile: tuple[str, ...] = option(
         (),
         TLS,
-        Paths(),
+        Several(Path(metavar="FILE")),
         "The private key of each certificate, in the same order, unless it is in its file.",
-        alias="--ssl-keyfile",
+        aliases=(Alias("ssl_keyfile"),),
         repeatable=True,
     )
     keyfile_password: str | None = option(
@@ -659,27 +537,29 @@ class Config:
         TLS,
         Text(),
         "What decrypts the private keys.",
-        alias="--ssl-keyfile-password",
+        aliases=(Alias("ssl_keyfile_password"),),
+        secret=True,
     )
     ca_certs: str | None = option(
         None,
         TLS,
         Path(metavar="FILE"),
         "Who signs the clients' certificates, in PEM.",
-        alias="--ssl-ca-certs",
+        aliases=(Alias("ssl_ca_certs"),),
     )
     verify_mode: str = option(
         "none",
         TLS,
         VerifyMode("none", "optional", "required"),
         "Whether clients are asked for a certificate.",
+        aliases=(Alias("ssl_cert_reqs"), Alias("cert_reqs")),
     )
     ciphers: str | None = option(
         None,
         TLS,
         Text(),
         "OpenSSL's list of ciphers for TLS 1.2; Python's own unless given.",
-        alias="--ssl-ciphers",
+        aliases=(Alias("ssl_ciphers"),),
     )
     tls_min_version: str = option(
         "1.2",
@@ -697,7 +577,7 @@ class Config:
     log_level: str = option(
         "info",
         LOGGING,
-        Choice("critical", "error", "warning", "info", "debug"),
+        LogLevel("critical", "error", "warning", "info", "debug"),
         "The least severe message that is shown.",
     )
     access_logfile: str | None = option(
@@ -705,27 +585,62 @@ class Config:
         LOGGING,
         Path(metavar="FILE"),
         "Write a line per request to this file; - is stdout.",
+        aliases=(
+            Alias("access_log", _access_log),
+            Alias("no_access_log", _no_access_log, switch=True),
+            Alias("accesslog", flag=""),
+            Alias("access_log_target", flag=""),
+        ),
+    )
+    access_logformat: str = option(
+        '%(h)s %(l)s %(l)s %(t)s "%(r)s" %(s)s %(B)s %(D)sus',
+        LOGGING,
+        LineFormat(),
+        "What is in that line (docs/logging.md).",
+        aliases=(Alias("access_log_format", flag=""),),
+    )
+    error_logfile: str = option(
+        "-",
+        LOGGING,
+        Path(metavar="FILE"),
+        "Write the server's own messages to this file; - is stderr.",
+        aliases=(
+            Alias("log_file"),
+            Alias("error_log"),
+            Alias("errorlog", flag=""),
+            Alias("error_log_target", flag=""),
+        ),
     )
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if value is None and field.default is None:
-                continue
+        for option in OPTIONS.values():
             # The one moment at which a frozen instance may still be completed.
-            object.__setattr__(self, field.name, OPTIONS[field.name].normalise(value))
-        if self.keyfile and len(self.keyfile) != len(self.certfile):
-            raise ConfigError("--keyfile: one for each --certfile expected, or none")
-        if self.verify_mode != "none" and self.ca_certs is None:
-            raise ConfigError("--verify-mode: --ca-certs has to say who signs the certificates")
+            value = option.normalise(getattr(self, option.name))
+            object.__setattr__(self, option.name, value)
 
     @classmethod
     def from_options(cls, **options: Any) -> Config:
-        """A Config from keyword arguments; an unknown one is a ConfigError."""
-        for name in options:
-            if name not in OPTIONS:
-                raise ConfigError(f"{name}: there is no such option{_nearest(name, OPTIONS)}")
-        return cls(**options)
+        """From keyword arguments, under their own names or others'.
+
+        Raises ConfigError, as the other ways do."""
+        return _config_from(Source(options))
+
+    @classmethod
+    def from_mapping(cls, mapping: Mapping[str, Any] | None = None, /, **options: Any) -> Config:
+        return _config_from(Source({**(mapping or {}), **options}))
+
+    @classmethod
+    def from_toml(cls, path: str | os.PathLike[str]) -> Config:
+        return _config_from(sources.read_toml(path))
+
+    @classmethod
+    def from_pyfile(cls, path: str | os.PathLike[str]) -> Config:
+        return _config_from(sources.read_pyfile(path))
+
+    @classmethod
+    def from_object(cls, target: object | str) -> Config:
+        """From a module's or another object's attributes; a string is its dotted name."""
+        return _config_from(sources.read_object(target))
 
     @property
     def binds(self) -> tuple[Bind, ...]:
@@ -733,16 +648,138 @@ class Config:
         return tuple(parse_bind(address) for address in self.bind)
 
 
-def _nearest(word: str, words: Iterable[str]) -> str:
-    near = difflib.get_close_matches(word, list(words), n=1)
-    return f" (did you mean {near[0]}?)" if near else ""
-
-
 def _option_of(field: dataclasses.Field[Any]) -> Option:
-    facts = {"flag": f"--{field.name.replace('_', '-')}", **field.metadata}
-    return Option(name=field.name, **facts)
+    facts = {"flag": _flag_of(field.name), **field.metadata}
+    return Option(name=field.name, default=field.default, **facts)
 
 
 OPTIONS: Mapping[str, Option] = MappingProxyType(
     {field.name: _option_of(field) for field in dataclasses.fields(Config)}
 )
+
+# Each alias by its name, with the option that it stands for.
+ALIASES: Mapping[str, tuple[Alias, Option]] = MappingProxyType(
+    {alias.name: (alias, option) for option in OPTIONS.values() for alias in option.aliases}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Ignored:
+    """Another server's option that changes nothing here; its flag may have a value."""
+
+    reason: str
+    has_value: bool = False
+
+
+IGNORED: Mapping[str, Ignored] = MappingProxyType(
+    {
+        "http": Ignored("there is one parser", has_value=True),
+        "ws": Ignored("WebSockets are always served, by one implementation", has_value=True),
+        "use_colors": Ignored("the log has no colours"),
+        "no_use_colors": Ignored("the log has no colours"),
+        "reset_contextvars": Ignored("each request has a fresh context anyway"),
+        "daemon": Ignored("the process stays in the foreground"),
+    }
+)
+
+_NO_HTTP2 = "HTTP/2 is not there yet"
+_NO_HTTP3 = "HTTP/3 is not there"
+
+# Another server's options that must not be ignored in silence.
+REFUSED: Mapping[str, str] = MappingProxyType(
+    {
+        "http2": _NO_HTTP2,
+        "alpn_protocols": _NO_HTTP2,
+        "h2_max_concurrent_streams": _NO_HTTP2,
+        "h2_max_header_list_size": _NO_HTTP2,
+        "h2_max_inbound_frame_size": _NO_HTTP2,
+        "quic_bind": _NO_HTTP3,
+        "alt_svc_headers": _NO_HTTP3,
+        "read_timeout": "see header_timeout and body_timeout, which are for a whole head"
+        " and for each read of a body",
+        "access_logger": "see access_logfile and access_logformat",
+        "error_logger": "see error_logfile, or give the logger 'fastserve' handlers of your own",
+    }
+)
+
+
+class Resolved(NamedTuple):
+    """A Config, where each option that was given comes from, and what deserves a warning."""
+
+    config: Config
+    origins: dict[str, str]
+    warnings: list[str]
+
+
+def resolve(places: Iterable[Source]) -> Resolved:
+    """One Config from several places, of which a later one beats an earlier one.
+
+    Raises ConfigError: it begins with the name that is wrong, as its place spells it."""
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    doubts: list[str] = []
+    for source in places:
+        given: dict[str, Alias | None] = {}
+        for name, value in source.values.items():
+            if name not in OPTIONS and name not in ALIASES:
+                doubts += _unknown(source, name)
+                continue
+            alias, option = ALIASES[name] if name in ALIASES else (None, OPTIONS[name])
+            label, origin = _names(source, option, alias)
+            if option.name in given:
+                _refuse_second(source, option, given[option.name], alias)
+            given[option.name] = alias
+            if alias is None and option.repeatable and source.separator and isinstance(value, str):
+                value = tuple(value.split(source.separator))
+            elif alias is not None:
+                value = _converted(alias, value, values.get(option.name, option.default), label)
+            values[option.name] = option.normalise(value, label)
+            origins[option.name] = origin
+    return Resolved(Config(**values), origins, doubts)
+
+
+def _config_from(source: Source) -> Config:
+    resolved = resolve([source])
+    for doubt in resolved.warnings:
+        warnings.warn(doubt, stacklevel=3)
+    return resolved.config
+
+
+def _names(source: Source, option: Option, alias: Alias | None) -> tuple[str, str]:
+    """The label of what was given, for errors, and its origin."""
+    if alias is not None:
+        name, flag = alias.name, alias.spelling
+        return source.label(name, flag), source.origin(name, flag)
+    flag = "" if option.is_switch and not source.has_flags else option.flag
+    return source.label(option.name, flag), source.origin(option.name, option.flag)
+
+
+def _refuse_second(
+    source: Source, option: Option, before: Alias | None, alias: Alias | None
+) -> None:
+    """One place may say a thing only once, for nobody knows which of the two is meant."""
+    if before is not None and alias is not None and before.part and alias.part:
+        return
+    first, second = (_names(source, option, each)[0] for each in (before, alias))
+    raise ConfigError(f"{second}: {first} is given too, and both set {option.name}")
+
+
+def _converted(alias: Alias, value: Any, now: Any, label: str) -> Any:
+    try:
+        return alias.convert(Boolean()(value) if alias.switch else value, now)
+    except ValueError as error:
+        raise ConfigError(f"{label}: {error}") from None
+
+
+def _unknown(source: Source, name: str) -> list[str]:
+    """A warning about a name that is no option's; raises ConfigError where it is an error."""
+    label = source.label(name, _flag_of(name) if source.has_flags else "")
+    if name in IGNORED:
+        return [f"{label}: ignored, since {IGNORED[name].reason}"]
+    if name in REFUSED:
+        raise ConfigError(f"{label}: {REFUSED[name]}")
+    near = nearest(name, [*OPTIONS, *ALIASES], source.spelled)
+    message = f"{label}: there is no such option{near}"
+    if source.is_shared:
+        return [message]
+    raise ConfigError(message)

@@ -17,15 +17,17 @@ from fastserve._http1 import Gate, Http1Factory
 from fastserve._reactor import Reactor
 from fastserve._tls import TlsFactory
 from fastserve._websocket import WebSocketUpgrade
+from fastserve.access import AccessLog
 from fastserve.application import ASGI3, load
 from fastserve.config import Bind, Config, ConfigError, parse_bind
 from fastserve.extensions import negotiate_deflate
 from fastserve.lifespan import Lifespan, LifespanError
-from fastserve.log import AccessLog, logger, set_up
+from fastserve.log import logger, set_up
+from fastserve.pidfile import pid_file
 from fastserve.tls import Certificates
 from fastserve.worker import Event, MissingLibrary, Worker, find
 
-__all__ = ["Server", "ServerError", "run", "serve"]
+__all__ = ["Server", "ServerError", "check", "run", "serve"]
 
 # For lifespan shutdown, and for cancelled applications, once nobody wants to wait.
 HURRY = 5.0
@@ -44,17 +46,19 @@ class ServerError(Exception):
         self.exit_status = exit_status
 
 
-def run(application: object | str, config: Config | None = None, **options: Any) -> None:
-    """Serve until SIGINT or SIGTERM. `application`: an ASGI callable or "module:attr".
+def run(
+    application: object | str | None = None, config: Config | None = None, **options: Any
+) -> None:
+    """Serve until SIGINT or SIGTERM. `application`: an ASGI callable or "module:attr"; None
+    is the one that `config` names.
 
     `options`: the fields of Config. Raises ConfigError, ApplicationError, ServerError."""
     config = _configured(config, options)
-    set_up(config.log_level)
-    try:
-        worker_class = find(config.worker_class)
-    except MissingLibrary as error:
-        raise ServerError(str(error)) from None
-    server = Server(load(application, config), config)
+    set_up(config.log_level, config.error_logfile)
+    worker_class = _worker_class(config)
+    if config.debug and not worker_class.can_debug:
+        logger.warning("--debug is ignored: %s has no debug mode", worker_class.name)
+    server = Server(load(_target(application, config), config), config)
 
     async def main() -> None:
         async with worker_class() as worker:
@@ -62,13 +66,19 @@ def run(application: object | str, config: Config | None = None, **options: Any)
             await server.serve(worker)
 
     with server.opened():
-        worker_class.run(main)
+        worker_class.run(main, debug=config.debug)
     if server.error is not None:
         raise server.error
 
 
+def check(application: object | str | None, config: Config) -> None:
+    """Raise what `run` would raise before it listens."""
+    _worker_class(config)
+    load(_target(application, config), config)
+
+
 async def serve(
-    application: object | str,
+    application: object | str | None = None,
     config: Config | None = None,
     *,
     shutdown_trigger: Callable[[], Awaitable[object]] | None = None,
@@ -79,7 +89,7 @@ async def serve(
 
     `options`: the fields of Config. Raises ConfigError, ApplicationError, ServerError."""
     config = _configured(config, options)
-    server = Server(load(application, config), config)
+    server = Server(load(_target(application, config), config), config)
     with server.opened():
         async with find(_running_loop())() as worker:
             if shutdown_trigger is not None:
@@ -97,6 +107,20 @@ def _configured(config: Config | None, options: dict[str, Any]) -> Config:
     return config
 
 
+def _target(application: object | str | None, config: Config) -> object | str:
+    target = config.application if application is None else application
+    if target is None:
+        raise ConfigError("application: none is given")
+    return target
+
+
+def _worker_class(config: Config) -> type[Worker]:
+    try:
+        return find(config.worker_class)
+    except MissingLibrary as error:
+        raise ServerError(str(error)) from None
+
+
 def _running_loop() -> str:
     trio = sys.modules.get("trio")
     if trio is not None and trio.lowlevel.in_trio_run():
@@ -107,7 +131,7 @@ def _running_loop() -> str:
 class Server:
     """An application on its addresses.
 
-    Resource handling: `opened()` has the listening sockets and the access log; `serve()`
+    Resource handling: `opened()` has the listening sockets and the files; `serve()`
     everything else, and gives it up in every case, also when it is cancelled.
     """
 
@@ -128,14 +152,17 @@ class Server:
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[None]:
-        """The listening sockets and the access log, open. Raises ServerError, ConfigError."""
+        """The listening sockets, the access log and the file with the process's id.
+        Raises ServerError, ConfigError."""
         config = self.config
         paths: list[str] = []
         try:
             if config.access_logfile is not None:
-                self._access = AccessLog(config.access_logfile)
+                self._access = AccessLog(config.access_logfile, config.access_logformat)
             if config.certfile:
                 self._certificates = Certificates(config)
+            elif config.keyfile or config.verify_mode != "none":
+                raise ConfigError("--certfile: without a certificate there is no TLS")
             for addresses, listening in (
                 (config.bind, self._secure if config.certfile else self._plain),
                 (config.insecure_bind, self._plain),
@@ -147,7 +174,9 @@ class Server:
                         raise ServerError(f"cannot listen on {bind}: {_reason(error)}") from None
                     if bind.kind == "unix":
                         paths.append(bind.path)
-            yield
+            # Last, so that a server that cannot start leaves the other one's file alone.
+            with pid_file(config.pid) if config.pid else contextlib.nullcontext():
+                yield
         finally:
             self._stop_listening()
             if self._access is not None:
@@ -313,6 +342,7 @@ def _factory(
         upgrade=_upgrade(config),
         gate=_gate(config),
         access=None if access is None else access.write,
+        access_fields=access is not None and access.wants_fields,
         state=state,
         root_path=config.root_path,
         server_header=b"fastserve" if config.include_server_header else b"",

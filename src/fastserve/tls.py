@@ -51,10 +51,14 @@ class Certificates:
     found by the names in them (RFC 6066 section 3). `load()` may be called again at any time:
     connections that exist keep what they have.
 
-    Raises ConfigError for a file that cannot be used.
+    Raises ConfigError for a file that cannot be used, and for options that do not fit together.
     """
 
     def __init__(self, config: Config) -> None:
+        if config.keyfile and len(config.keyfile) != len(config.certfile):
+            raise ConfigError("--keyfile: one for each --certfile expected, or none")
+        if config.verify_mode != "none" and config.ca_certs is None:
+            raise ConfigError("--verify-mode: --ca-certs has to say who signs the certificates")
         self._config = config
         self.load()
 

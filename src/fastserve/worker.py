@@ -50,6 +50,7 @@ class Worker(ABC):
     """
 
     name: ClassVar[str]
+    can_debug: ClassVar[bool] = True
 
     def __init__(self) -> None:
         # Each call of the application gets a copy: none inherits what another application has set.
@@ -57,8 +58,9 @@ class Worker(ABC):
 
     @classmethod
     @abstractmethod
-    def run(cls, main: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Run the coroutine function `main` in a new loop, until it returns."""
+    def run(cls, main: Callable[[], Coroutine[Any, Any, None]], *, debug: bool = False) -> None:
+        """Run the coroutine function `main` in a new loop, in its debug mode if it has
+        one, until it returns."""
 
     # What the compiled core asks for.
 

@@ -38,8 +38,9 @@ class AsyncioWorker(Worker):
         return asyncio.new_event_loop()
 
     @classmethod
-    def run(cls, main: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        with asyncio.Runner(loop_factory=cls.new_loop) as runner:
+    def run(cls, main: Callable[[], Coroutine[Any, Any, None]], *, debug: bool = False) -> None:
+        # None leaves it to PYTHONASYNCIODEBUG.
+        with asyncio.Runner(debug=debug or None, loop_factory=cls.new_loop) as runner:
             runner.run(main())
 
     if sys.version_info >= (3, 12):

@@ -65,6 +65,7 @@ class TrioWorker(Worker):
     """The running trio loop."""
 
     name: ClassVar[str] = "trio"
+    can_debug: ClassVar[bool] = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,7 +84,7 @@ class TrioWorker(Worker):
         self.nursery_manager = trio.open_nursery()
 
     @classmethod
-    def run(cls, main: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    def run(cls, main: Callable[[], Coroutine[Any, Any, None]], *, debug: bool = False) -> None:
         trio.run(main)
 
     def spawn(self, call: ApplicationCall) -> None:

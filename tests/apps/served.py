@@ -82,6 +82,15 @@ async def loop(receive: Any, send: Any) -> None:
     await respond(send, name.encode())
 
 
+async def debug(receive: Any, send: Any) -> None:
+    """Whether the loop is in its debug mode."""
+    try:
+        on = asyncio.get_running_loop().get_debug()
+    except RuntimeError:
+        on = False
+    await respond(send, str(on).encode())
+
+
 CHILDREN: list[subprocess.Popen[bytes]] = []
 PATHS = {
     "/": hello,
@@ -91,4 +100,5 @@ PATHS = {
     "/interrupt": interrupt,
     "/child": child,
     "/loop": loop,
+    "/debug": debug,
 }
