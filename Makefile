@@ -20,7 +20,7 @@ PIP_INSTALL = python -m pip install --quiet --disable-pip-version-check
 # One home for the versions: the list is read from pyproject.toml.
 BUILD_REQUIRES = python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")'
 
-.PHONY: help run test lint test-asan fuzz bench bench-websocket instructions wheel clean
+.PHONY: help run test lint test-asan fuzz bench bench-websocket instructions options wheel clean
 
 help:
 	@echo 'make run        serve examples/hello.py, or another one: make run APP=chat:app'
@@ -31,6 +31,7 @@ help:
 	@echo 'make bench      measure against the peers (about an hour; OPTIONS: see bench/README.md)'
 	@echo 'make bench-websocket  the same for WebSockets (half an hour)'
 	@echo 'make instructions  count instructions per request, and compare with those recorded'
+	@echo 'make options    write docs/options.md, the table of the options'
 	@echo 'make wheel      build the sdist, and from it a wheel, into wheelhouse/'
 	@echo 'make clean      remove everything that was built'
 
@@ -77,6 +78,9 @@ bench-websocket: $(VENV)/.test
 
 instructions: $(VENV)/.test
 	$(VENV)/bin/python bench/instructions.py --check $(OPTIONS)
+
+options: $(VENV)/.built
+	$(VENV)/bin/python docs/options.py
 
 wheel: $(VENV)/.created
 	$(VENV)/bin/$(PIP_INSTALL) build

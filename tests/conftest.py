@@ -35,7 +35,11 @@ class Client(socket.socket):
             socket.AF_UNIX if isinstance(address, str) else socket.AF_INET, socket.SOCK_STREAM
         )
         self.settimeout(PATIENCE)
-        self.connect(address)
+        try:
+            self.connect(address)
+        except OSError:
+            self.close()
+            raise
         self.received = b""
 
     def read_until(self, end: bytes) -> bytes:

@@ -241,7 +241,13 @@ def test_credentials_without_a_name(log_file: Path, value: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("client", "shown"), [('a "b"\n', r"a\x20\x22b\x22\x0A"), ("", "-"), ("\udcff", r"\xFF")]
+    ("client", "shown"),
+    [
+        ('a "b"\n', r"a\x20\x22b\x22\x0A"),
+        ("", "-"),
+        ("\udcff", r"\xED\xB3\xBF"),
+        ("\ud800", r"\xED\xA0\x80"),
+    ],
 )
 def test_a_client_that_a_proxy_names_is_escaped(log_file: Path, client: str, shown: str) -> None:
     assert line_of("%(h)s", log_file, client=client) == shown

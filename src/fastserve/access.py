@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import functools
 import logging
 import os
 import re
@@ -25,11 +26,12 @@ Fields = Iterable[tuple[bytes, bytes]]
 
 # The arguments of a compiled format, and what each atom is made of.
 ARGUMENTS = "client, method, path, query, version, status, length, us, asked=(), answered=()"
+NOTHING = "'-'"
 ATOMS = {
     "h": "host(client)",
     "u": "user(asked)",
     "t": "now()",
-    "r": "f'{method} {safe(path)}{mark(query)}{safe(query)} HTTP/{version}'",
+    "r": 'f\'{method} {safe(path)}{"?" + safe(query) if query else ""} HTTP/{version}\'',
     "m": "method",
     "U": "safe(path)",
     "q": "safe(query)",
@@ -106,7 +108,10 @@ def _compiled(format: str) -> tuple[Callable[..., str], bool]:
     def place(match: re.Match[str]) -> str:
         if match["atom"] is None:
             return "%%"
-        values.append(_expression(match["atom"]))
+        value = _expression(match["atom"])
+        if value == NOTHING and not match["width"]:
+            return "-"
+        values.append(value)
         return f"%{match['width']}s"
 
     template = ATOM.sub(place, format) + "\n"
@@ -114,7 +119,6 @@ def _compiled(format: str) -> tuple[Callable[..., str], bool]:
     known = {
         "field": _field,
         "host": _host,
-        "mark": lambda query: "?" if query else "",
         "now": Clock().now,
         "pid": f"<{os.getpid()}>",
         "safe": _safe,
@@ -125,21 +129,20 @@ def _compiled(format: str) -> tuple[Callable[..., str], bool]:
 
 def _expression(atom: str) -> str:
     if not atom.startswith("{"):
-        return ATOMS.get(atom, "'-'")
+        return ATOMS.get(atom, NOTHING)
     name, kind = atom[1:-2], atom[-1]
     if kind == "e":
         return repr(_quotable(os.environ.get(name, "-").encode("utf-8", "surrogateescape")))
     if kind in "io":
         fields = "asked" if kind == "i" else "answered"
         return f"field({fields}, {name.lower().encode()!r})"
-    return "'-'"
+    return NOTHING
 
 
 # Everything that could end a quoted field or the line, or confuse a terminal; a space
 # as well, where a space ends the field.
 _UNSAFE = re.compile(rb"[^!#-\[\]-~]")
 _UNQUOTABLE = re.compile(rb"[^ !#-\[\]-~]")
-_PLAIN = re.compile(r"[!#-\[\]-~]+")
 
 
 def _escape(match: re.Match[bytes]) -> bytes:
@@ -155,9 +158,13 @@ def _quotable(text: bytes) -> str:
 
 
 def _host(client: Client) -> str:
-    host = client if isinstance(client, str) else client[0] if client else "-"
-    # A proxy may have told it, and a Unix socket's peer may choose its own name.
-    return host if _PLAIN.fullmatch(host) else _safe(host.encode("utf-8", "surrogateescape")) or "-"
+    return _safe_host(client if isinstance(client, str) else client[0] if client else "-")
+
+
+@functools.lru_cache(256)
+def _safe_host(host: str) -> str:
+    """A proxy may have told it, and a Unix socket's peer may choose its own name."""
+    return _safe(host.encode("utf-8", "surrogatepass")) or "-"
 
 
 def _field(fields: Fields, name: bytes) -> str:

@@ -1,0 +1,75 @@
+"""What the documentation says of the options is what the code does."""
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+from fastserve import cli
+from fastserve.access import ATOMS
+from fastserve.config import ALIASES, IGNORED, OPTIONS, REFUSED
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+
+
+def test_the_table_of_options_is_made_from_config() -> None:
+    made = runpy.run_path(str(DOCS / "options.py"))["text"]()
+    assert (DOCS / "options.md").read_text() == made, "make options"
+
+
+def test_the_table_has_every_option() -> None:
+    text = (DOCS / "options.md").read_text()
+    for option in OPTIONS.values():
+        assert f"| `{option.name}` |" in text
+        for alias in option.aliases:
+            assert f"`{alias.spelling or alias.name}`" in text
+
+
+def rows_of(page: str) -> list[tuple[str, str]]:
+    """Each name of the first column with the word of the second."""
+    rows = re.findall(r"^\| (`[^|]*`) \| (\w[\w ]*) \|", (DOCS / page).read_text(), re.MULTILINE)
+    return [(name, word) for names, word in rows for name in re.findall("`([^`]+)`", names)]
+
+
+def kind_of(name: str) -> set[str]:
+    """What may be said of a flag or a key."""
+    if name.startswith("--"):
+        own = {option.flag for option in OPTIONS.values()} | {"--config"}
+        others = {alias.spelling for alias, _ in ALIASES.values()}
+    else:
+        own, others = set(OPTIONS), set(ALIASES)
+    if name in own:
+        return {"same", "different"}
+    if name in others:
+        return {"alias", "different"}
+    key = name.removeprefix("--").replace("-", "_")
+    return {"ignored"} if key in IGNORED else {"refused"} if key in REFUSED else {"not yet"}
+
+
+ROWS = rows_of("from-hypercorn.md") + rows_of("from-uvicorn.md")
+
+
+@pytest.mark.parametrize(("name", "word"), ROWS)
+def test_the_way_from_another_server(name: str, word: str) -> None:
+    assert word in kind_of(name)
+
+
+def test_the_reader_of_the_tables_sees_them() -> None:
+    assert len(ROWS) > 120
+    assert {word for _, word in ROWS} == {
+        "same", "alias", "different", "ignored", "refused", "not yet"
+    }  # fmt: skip
+
+
+def test_every_flag_that_is_known_is_a_flag() -> None:
+    flags = {word for parameter in cli._parameters() for word in parameter.opts}
+    for name, word in ROWS:
+        if name.startswith("--"):
+            assert (name in flags) == (word not in ("not yet", "refused"))
+
+
+def test_every_atom_is_described() -> None:
+    text = (DOCS / "logging.md").read_text()
+    assert set(re.findall(r"%\((\w)\)s", text)) == {*ATOMS, "l"}
+    assert OPTIONS["access_logformat"].default in text
