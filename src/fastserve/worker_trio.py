@@ -81,6 +81,7 @@ class TrioWorker(Worker):
         self.reactor: Reactor
         self.nursery: trio.Nursery
         self.nursery_manager = trio.open_nursery()
+        self.token = trio.lowlevel.current_trio_token()
 
     @classmethod
     def run(cls, main: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -225,7 +226,7 @@ class TrioWorker(Worker):
 
     async def __aexit__(self, *error: Any) -> bool | None:
         self.nursery.cancel_scope.cancel()
-        with self.signals:
+        with self.signals, contextlib.closing(self.threads):
             return await self.nursery_manager.__aexit__(*error)
 
     def drive(self, reactor: Reactor) -> None:
@@ -267,6 +268,10 @@ class TrioWorker(Worker):
     def cancel_calls(self) -> None:
         for scope in self.scopes:
             scope.cancel()
+
+    def call_threadsafe(self, callback: Callable[..., object], *args: Any) -> None:
+        with contextlib.suppress(trio.RunFinishedError):
+            self.token.run_sync_soon(callback, *args)
 
     def on_signals(self, signals: tuple[int, ...], callback: Callable[[int], None]) -> None:
         # Here, not in the task, which may begin after the application has.
