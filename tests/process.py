@@ -84,12 +84,14 @@ class Process:
         cwd: Path = APPS,
         env: dict[str, str] | None = None,
         python: tuple[str, ...] = ("-m", "fastserve"),
+        pass_fds: tuple[int, ...] = (),
     ) -> None:
         self.popen = subprocess.Popen(
             [sys.executable, *python, *arguments],
             cwd=cwd,
             env={**os.environ, "PYTHONPATH": str(SOURCES), "PYTHONUNBUFFERED": "1", **(env or {})},
             stdin=subprocess.DEVNULL,
+            pass_fds=pass_fds,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

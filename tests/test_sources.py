@@ -35,6 +35,7 @@ SPECIAL: dict[str, st.SearchStrategy[Any]] = {
         min_size=1,
         max_size=3,
     ),
+    "umask": st.integers(0, 0o777).map("{:03o}".format),
     "root_path": st.builds("/{}".format, WORD),
     "application": st.builds("{}:app".format, WORD),
     "access_logformat": st.lists(st.sampled_from(["%(h)s", " ", '"', "%%", "\\", "%({a-b}i)-9s"]))
@@ -132,6 +133,9 @@ BAD = {
     "keyfile_password": 5,
     "ca_certs": "\0",
     "ciphers": 5,
+    "umask": "9",
+    "user": 5,
+    "group": 5,
 }
 
 

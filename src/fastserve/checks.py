@@ -29,6 +29,7 @@ __all__ = [
     "ConfigError",
     "LineFormat",
     "LogLevel",
+    "Mask",
     "Path",
     "Poller",
     "RootPath",
@@ -63,20 +64,27 @@ class ConfigError(ValueError):
 class Bind:
     """One address to listen on."""
 
-    kind: Literal["tcp", "unix"]
+    kind: Literal["tcp", "unix", "fd", "systemd"]
     host: str = ""
     port: int = 0
     path: str = ""
+    fd: int = -1
+    name: str = ""
 
     def __str__(self) -> str:
         if self.kind == "unix":
             return f"unix:{self.path}"
+        if self.kind == "fd":
+            return f"fd://{self.fd}"
+        if self.kind == "systemd":
+            return f"systemd:{self.name}"
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self.port}"
 
 
 def parse_bind(text: str) -> Bind:
-    """`host:port`, `host`, `[v6]:port` or `unix:path` as a Bind, else a ConfigError."""
+    """`host:port`, `host`, `[v6]:port`, `unix:path`, `fd://N`, `systemd:` or `systemd:name` as
+    a Bind, else a ConfigError."""
     try:
         return _parse_bind(text)
     except ValueError as error:
@@ -95,6 +103,13 @@ def _parse_bind(text: str) -> Bind:
         if not path or "\0" in path:
             raise ValueError(f"no path after 'unix:' in {text!r}")
         return Bind("unix", path=path)
+    if text.startswith("fd://"):
+        digits = text.removeprefix("fd://")
+        if not re.fullmatch("[0-9]{1,9}", digits):
+            raise ValueError(f"a descriptor's number expected after fd://, not {digits!r}")
+        return Bind("fd", fd=int(digits))
+    if text.startswith("systemd:"):
+        return Bind("systemd", name=text.removeprefix("systemd:"))
     if "/" in text:
         raise ValueError(f"host:port or unix:path expected, not {text!r}")
     match = _TCP_ADDRESS.fullmatch(text)
@@ -317,6 +332,19 @@ class Text(Check):
         if not isinstance(value, str) or not value:
             raise ValueError(f"a text expected, not {value!r}")
         return value
+
+
+@dataclass(frozen=True, slots=True)
+class Mask(Check):
+    """File mode bits, in octal."""
+
+    metavar: str = "MASK"
+
+    def __call__(self, value: Any) -> str:
+        digits = format(value, "o") if type(value) is int and value >= 0 else value
+        if not isinstance(digits, str) or not re.fullmatch("(0o)?[0-7]{1,4}", digits):
+            raise ValueError(f"octal digits such as 007 expected, not {value!r}")
+        return f"{int(digits, 8):03o}"
 
 
 class Several(Check):

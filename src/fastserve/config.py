@@ -31,6 +31,7 @@ from fastserve.checks import (
     ConfigError,
     LineFormat,
     LogLevel,
+    Mask,
     Path,
     Poller,
     RootPath,
@@ -249,7 +250,8 @@ class Config:
         (f"127.0.0.1:{DEFAULT_PORT}",),
         LISTENING,
         Binds(),
-        "Where to listen: host:port (port 0: any free one) or unix:path. May be repeated.",
+        "Where to listen: host:port (port 0: any free one), unix:path, fd://N, or systemd:name for"
+        " a socket that systemd has opened. May be repeated.",
         short="-b",
         aliases=(
             Alias("host", _with_host, metavar="HOST", part=True),
@@ -267,6 +269,27 @@ class Config:
         Binds(may_be_none=True),
         "Where to listen without TLS, beside addresses with it. May be repeated.",
         repeatable=True,
+    )
+    umask: str = option(
+        "177",
+        LISTENING,
+        Mask(),
+        "Permissions that a unix socket does not get.",
+        short="-m",
+    )
+    user: str | None = option(
+        None,
+        LISTENING,
+        Text(metavar="USER"),
+        "Who a unix socket belongs to: a name or a number.",
+        short="-u",
+    )
+    group: str | None = option(
+        None,
+        LISTENING,
+        Text(metavar="GROUP"),
+        "And which group.",
+        short="-g",
     )
     backlog: int = option(
         2048,

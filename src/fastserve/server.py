@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-import errno
-import os
 import signal
-import socket
-import stat
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
+from fastserve import systemd
 from fastserve._conversation import Host
 from fastserve._http1 import Gate, Http1Factory
 from fastserve._reactor import Reactor
 from fastserve._tls import TlsFactory
+from fastserve._transport import ProtocolFactory
 from fastserve._websocket import WebSocketUpgrade
 from fastserve.access import AccessLog
 from fastserve.application import ASGI3, load
-from fastserve.config import Bind, Config, ConfigError, parse_bind
+from fastserve.config import Config, ConfigError
 from fastserve.extensions import negotiate_deflate
 from fastserve.lifespan import Lifespan, LifespanError
 from fastserve.log import logger, set_up
 from fastserve.pidfile import pid_file
+from fastserve.sockets import ListenError, Sockets
 from fastserve.tls import Certificates
 from fastserve.worker import Event, MissingLibrary, Worker, find
 from fastserve.wsgi import WSGI
@@ -140,9 +139,7 @@ class Server:
         self.application = application
         self.config = config
         self.error: BaseException | None = None
-        # Those with TLS, and those without.
-        self._secure: list[socket.socket] = []
-        self._plain: list[socket.socket] = []
+        self._sockets: Sockets
         self._certificates: Certificates | None = None
         self._access: AccessLog | None = None
         self._signals = 0
@@ -156,39 +153,23 @@ class Server:
         """The listening sockets, the access log and the file with the process's id.
         Raises ServerError, ConfigError."""
         config = self.config
-        paths: list[str] = []
-        try:
+        with contextlib.ExitStack() as stack:
             if config.access_logfile is not None:
                 self._access = AccessLog(config.access_logfile, config.access_logformat)
+                stack.callback(self._access.close)
             if config.certfile:
                 self._certificates = Certificates(config)
             elif config.keyfile or config.verify_mode != "none":
                 raise ConfigError("--certfile: without a certificate there is no TLS")
-            for addresses, listening in (
-                (config.bind, self._secure if config.certfile else self._plain),
-                (config.insecure_bind, self._plain),
-            ):
-                for bind in map(parse_bind, addresses):
-                    try:
-                        listening += _listen(bind, config.backlog)
-                    except OSError as error:
-                        raise ServerError(f"cannot listen on {bind}: {_reason(error)}") from None
-                    if bind.kind == "unix":
-                        paths.append(bind.path)
+            try:
+                self._sockets = Sockets(config)
+            except ListenError as error:
+                raise ServerError(str(error)) from None
+            stack.callback(self._sockets.close)
             # Last, so that a server that cannot start leaves the other one's file alone.
-            with pid_file(config.pid) if config.pid else contextlib.nullcontext():
-                yield
-        finally:
-            self._stop_listening()
-            if self._access is not None:
-                self._access.close()
-            for path in paths:
-                with contextlib.suppress(OSError):
-                    os.unlink(path)
-
-    def _stop_listening(self) -> None:
-        for listening in (*self._secure, *self._plain):
-            listening.close()
+            if config.pid:
+                stack.enter_context(pid_file(config.pid))
+            yield
 
     def on_signal(self, number: int) -> None:
         """SIGHUP: certificates and access log are opened again. The first other one ends the
@@ -287,22 +268,20 @@ class Server:
             worker.drive(reactor)
             stack.callback(worker.stop_driving)
             certificates = self._certificates
+            factories: dict[bool, ProtocolFactory] = {False: factory}
             if certificates is not None:
-                secure = TlsFactory(
+                factories[True] = TlsFactory(
                     factory,
                     certificates.wrap,
                     describe=certificates.describe,
                     handshake_timeout=self.config.ssl_handshake_timeout,
                 )
-                for listening in self._secure:
-                    reactor.listen(listening.fileno(), secure, _constant_address(listening))
                 worker.start(self._watch_certificates, worker, certificates)
-            for listening in self._plain:
-                reactor.listen(listening.fileno(), factory, _constant_address(listening))
-            for listening in self._secure:
-                logger.info("Running on %s (%s)", _url(listening, "https"), worker.name)
-            for listening in self._plain:
-                logger.info("Running on %s (%s)", _url(listening, "http"), worker.name)
+            for each in self._sockets.listening:
+                reactor.listen(each.socket.fileno(), factories[each.secure], each.address)
+            for each in self._sockets.listening:
+                logger.info("Running on %s (%s)", each.url, worker.name)
+            systemd.notify("READY=1")
             try:
                 await self._stop.wait()
             except BaseException:
@@ -314,8 +293,9 @@ class Server:
     async def _drain(
         self, worker: Worker, reactor: Reactor, host: Host, factory: Http1Factory
     ) -> None:
+        systemd.notify("STOPPING=1")
         reactor.stop_accepting()
-        self._stop_listening()
+        self._sockets.close()
         over = self._over = Event(worker)
 
         def check() -> None:
@@ -420,71 +400,3 @@ def _report_reactor(error: BaseException) -> None:
         logger.error("%s", error)  # the system's trouble: the message says it all
     else:
         logger.error("exception in the server", exc_info=error)
-
-
-def _reason(error: OSError) -> str:
-    return (error.strerror or str(error)).lower()
-
-
-def _listen(bind: Bind, backlog: int) -> list[socket.socket]:
-    if bind.kind == "unix":
-        return [_listen_unix(bind.path, backlog)]
-    opened: list[socket.socket] = []
-    port = bind.port
-    try:
-        for family, *_, address in socket.getaddrinfo(
-            bind.host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        ):
-            listening = socket.socket(family, socket.SOCK_STREAM)
-            opened.append(listening)
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            # Accepted sockets inherit it.
-            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            # Every address of a name gets the port that the first one was given.
-            listening.bind((address[0], port, *address[2:]))
-            port = listening.getsockname()[1]
-            listening.listen(backlog)
-            listening.setblocking(False)
-    except BaseException:
-        for listening in opened:
-            listening.close()
-        raise
-    return opened
-
-
-def _listen_unix(path: str, backlog: int) -> socket.socket:
-    with contextlib.suppress(FileNotFoundError):
-        if not stat.S_ISSOCK(os.stat(path).st_mode):
-            raise FileExistsError(errno.EEXIST, "the path exists and is no socket")
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            if probe.connect_ex(path) == 0:
-                raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
-        os.unlink(path)  # left behind by a server that is gone
-    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    before = os.umask(0o177)
-    try:
-        listening.bind(path)
-        listening.listen(backlog)
-        listening.setblocking(False)
-    except BaseException:
-        listening.close()
-        raise
-    finally:
-        os.umask(before)
-    return listening
-
-
-def _constant_address(listening: socket.socket) -> tuple[str, int | None] | None:
-    """The ASGI `server` of all connections, if it is the same for all."""
-    address = listening.getsockname()
-    if listening.family == socket.AF_UNIX:
-        return (address, None)
-    return None if address[0] in ("0.0.0.0", "::") else (address[0], address[1])
-
-
-def _url(listening: socket.socket, scheme: str) -> str:
-    address = listening.getsockname()
-    if listening.family == socket.AF_UNIX:
-        return f"unix:{address}"
-    host = f"[{address[0]}]" if ":" in address[0] else address[0]
-    return f"{scheme}://{host}:{address[1]}"

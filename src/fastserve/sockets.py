@@ -1,0 +1,206 @@
+"""Listening sockets: made here, inherited, or handed over by systemd."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import grp
+import os
+import pwd
+import socket
+import stat
+from typing import NamedTuple
+
+from fastserve import systemd
+from fastserve.checks import DEFAULT_PORT, Bind, ConfigError, parse_bind
+from fastserve.config import Config
+
+__all__ = ["ListenError", "Listening", "Sockets"]
+
+DEFAULT_BIND = (f"127.0.0.1:{DEFAULT_PORT}",)
+
+
+class ListenError(Exception):
+    """One line: which address, and why not."""
+
+
+class Listening(NamedTuple):
+    """A socket that accepts, and whether its connections begin with TLS."""
+
+    socket: socket.socket
+    secure: bool
+
+    @property
+    def address(self) -> tuple[str, int | None] | None:
+        """The ASGI `server` of all its connections, if it is the same for all."""
+        address = self.socket.getsockname()
+        if self.socket.family == socket.AF_UNIX:
+            return (_name(address), None)
+        return None if address[0] in ("0.0.0.0", "::") else (address[0], address[1])
+
+    @property
+    def url(self) -> str:
+        address = self.socket.getsockname()
+        if self.socket.family == socket.AF_UNIX:
+            return f"unix:{_name(address)}"
+        host = f"[{address[0]}]" if ":" in address[0] else address[0]
+        return f"{'https' if self.secure else 'http'}://{host}:{address[1]}"
+
+
+class Sockets:
+    """Every address of a configuration, listened on.
+
+    Resource handling: `close()` closes them all and removes the unix sockets that were made
+    here, unless somebody else's are in their place by then.
+
+    Raises ListenError, ConfigError.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.listening: list[Listening] = []
+        self._config = config
+        self._paths: dict[str, tuple[int, int]] = {}
+        self._activated = systemd.activated()
+        binds = config.bind
+        if self._activated and binds == DEFAULT_BIND:
+            binds = ("systemd:",)
+        try:
+            for address in binds:
+                self._listen(parse_bind(address), bool(config.certfile))
+            for address in config.insecure_bind:
+                self._listen(parse_bind(address), False)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        for listening in self.listening:
+            listening.socket.close()
+        self.listening = []
+        for path, made in self._paths.items():
+            with contextlib.suppress(OSError):
+                if _identity(path) == made:
+                    os.unlink(path)
+        self._paths = {}
+
+    def _listen(self, bind: Bind, secure: bool) -> None:
+        try:
+            for made in self._open(bind):
+                self.listening.append(Listening(made, secure))
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise ListenError(f"cannot listen on {bind}: {reason}") from None
+
+    def _open(self, bind: Bind) -> list[socket.socket]:
+        if bind.kind == "unix":
+            return [self._open_unix(bind.path)]
+        if bind.kind == "fd":
+            return [_inherited(bind.fd, self._config.backlog)]
+        if bind.kind == "systemd":
+            descriptors = [fd for fd, name in self._activated if bind.name in ("", name)]
+            if not descriptors:
+                raise OSError(errno.ENOENT, "systemd has handed over no such socket")
+            return [_inherited(fd, self._config.backlog) for fd in descriptors]
+        return self._open_tcp(bind)
+
+    def _open_tcp(self, bind: Bind) -> list[socket.socket]:
+        opened: list[socket.socket] = []
+        port = bind.port
+        try:
+            for family, *_, address in socket.getaddrinfo(
+                bind.host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            ):
+                listening = socket.socket(family, socket.SOCK_STREAM)
+                opened.append(listening)
+                listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                # Accepted sockets inherit it.
+                listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                if family == socket.AF_INET6 and self._has_every_v4(port):
+                    listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                # Every address of a name gets the port that the first one was given.
+                listening.bind((address[0], port, *address[2:]))
+                port = listening.getsockname()[1]
+                listening.listen(self._config.backlog)
+                listening.setblocking(False)
+        except BaseException:
+            for listening in opened:
+                listening.close()
+            raise
+        return opened
+
+    def _has_every_v4(self, port: int) -> bool:
+        """Whether 0.0.0.0 is asked for as well, which [::] would otherwise include."""
+        return f"0.0.0.0:{port}" in (*self._config.bind, *self._config.insecure_bind)
+
+    def _open_unix(self, path: str) -> socket.socket:
+        with contextlib.suppress(FileNotFoundError):
+            if not stat.S_ISSOCK(os.stat(path).st_mode):
+                raise FileExistsError(errno.EEXIST, "the path exists and is no socket")
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+                if probe.connect_ex(path) == 0:
+                    raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+            os.unlink(path)  # left behind by a server that is gone
+        listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        # From the first moment on nobody may connect who may not later.
+        before = os.umask(int(self._config.umask, 8))
+        try:
+            listening.bind(path)
+            self._paths[path] = _identity(path)
+            self._give_away(path)
+            listening.listen(self._config.backlog)
+            listening.setblocking(False)
+        except BaseException:
+            listening.close()
+            raise
+        finally:
+            os.umask(before)
+        return listening
+
+    def _give_away(self, path: str) -> None:
+        user, group = self._config.user, self._config.group
+        if user is not None or group is not None:
+            os.chown(
+                path,
+                -1 if user is None else _number("--user", user),
+                -1 if group is None else _number("--group", group),
+            )
+
+
+def _number(flag: str, name: str) -> int:
+    if name.isdecimal():
+        return int(name)
+    try:
+        return pwd.getpwnam(name).pw_uid if flag == "--user" else grp.getgrnam(name).gr_gid
+    except KeyError:
+        raise ConfigError(f"{flag}: there is no {name!r} on this machine") from None
+
+
+def _inherited(fd: int, backlog: int) -> socket.socket:
+    # Only that the descriptor is one of ours from here on; the other end may keep its own.
+    made = socket.socket(fileno=os.dup(fd))
+    try:
+        if made.type != socket.SOCK_STREAM or made.family not in (
+            socket.AF_INET,
+            socket.AF_INET6,
+            socket.AF_UNIX,
+        ):
+            raise OSError(errno.EINVAL, "it is no stream socket")
+        if not made.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            made.listen(backlog)
+        if made.family != socket.AF_UNIX:
+            made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        made.setblocking(False)
+    except BaseException:
+        made.close()
+        raise
+    return made
+
+
+def _identity(path: str) -> tuple[int, int]:
+    found = os.stat(path)
+    return found.st_dev, found.st_ino
+
+
+def _name(address: str | bytes) -> str:
+    """A path, or the name of an abstract socket."""
+    return address if isinstance(address, str) else "@" + address[1:].decode("utf-8", "replace")
