@@ -1,4 +1,4 @@
-"""Finding an application, and telling ASGI 2 from ASGI 3."""
+"""Finding an application, and telling ASGI 3, ASGI 2 and WSGI apart."""
 
 import asyncio
 import functools
@@ -12,6 +12,7 @@ import pytest
 
 from fastserve.application import ApplicationError, Asgi2Adapter, load
 from fastserve.config import Config, ConfigError
+from fastserve.wsgi import WSGI
 
 
 @pytest.fixture(autouse=True)
@@ -384,7 +385,105 @@ def test_a_marked_single_callable_is_believed() -> None:
         load(app, Config())
 
 
+# WSGI applications.
+
+
+def wsgi(environ: Any, start_response: Any) -> Any: ...
+
+
+def wsgi_generator(environ: Any, start_response: Any) -> Any:
+    yield b""
+
+
+def wsgi_after_one(one: int, environ: Any, start_response: Any) -> Any: ...
+
+
+class WsgiClass:
+    """The class of PEP 3333's example: its instance is what is iterated."""
+
+    def __init__(self, environ: Any, start_response: Any) -> None: ...
+
+    def __iter__(self) -> Any: ...
+
+
+class WsgiInstance:
+    def __call__(self, environ: Any, start_response: Any) -> Any: ...
+
+    def method(self, environ: Any, start_response: Any, /) -> Any: ...
+
+
+@functools.wraps(wsgi)
+def wrapped_wsgi(*arguments: Any) -> Any: ...
+
+
+@pytest.mark.parametrize(
+    "app",
+    [
+        wsgi,
+        wsgi_generator,
+        lambda environ, start_response: [],
+        functools.partial(wsgi_after_one, 1),
+        WsgiClass,
+        WsgiInstance(),
+        WsgiInstance().method,
+        wrapped_wsgi,
+    ],
+)
+def test_wsgi_is_wrapped(app: Any) -> None:
+    loaded = load(app, Config())
+    assert isinstance(loaded, WSGI)
+    assert loaded.application is app
+
+
+def test_what_cannot_be_told_is_asgi_3_unless_said(app_dir: Path) -> None:
+    assert load(any_arguments, Config()) is any_arguments
+    assert load(any_arguments, Config(interface="asgi3")) is any_arguments
+    assert isinstance(load(any_arguments, Config(interface="asgi2")), Asgi2Adapter)
+    assert isinstance(load(any_arguments, Config(interface="wsgi")), WSGI)
+
+
+@pytest.mark.parametrize(
+    ("app", "interface", "message"),
+    [
+        (function, "wsgi", "is no WSGI application: it does not take environ and start_response$"),
+        (wsgi, "asgi3", "is no ASGI application: it does not take scope, receive and send$"),
+        (wsgi, "asgi2", "is no ASGI 2 application: it does not take scope$"),
+        (lambda: None, "wsgi", r"start_response \(if it makes the application, add --factory\)$"),
+    ],
+)
+def test_an_interface_that_it_has_not(app: Any, interface: str, message: str) -> None:
+    with pytest.raises(ApplicationError, match=message):
+        load(app, Config(interface=interface))
+
+
+@pytest.fixture
+def prefixed(app_dir: Path) -> Path:
+    source = "def app(*arguments): pass\ndef two(environ, start_response): pass\n"
+    (app_dir / "either.py").write_text(source)
+    (app_dir / "wsgi.py").write_text(source)
+    return app_dir
+
+
+def test_a_prefix_names_the_interface(prefixed: Path) -> None:
+    assert isinstance(find("wsgi:either:app", prefixed), WSGI)
+    assert isinstance(find("wsgi:either:app", prefixed, interface="wsgi"), WSGI)
+    assert find("asgi:either:app", prefixed) is sys.modules["either"].app
+    assert isinstance(find("asgi:either:app", prefixed, interface="asgi2"), Asgi2Adapter)
+    with pytest.raises(ApplicationError, match="is no ASGI application"):
+        find("asgi:either:two", prefixed)
+    with pytest.raises(ApplicationError, match="is not for the interface asgi3$"):
+        find("wsgi:either:app", prefixed, interface="asgi3")
+
+
+def test_a_module_may_be_called_wsgi(prefixed: Path) -> None:
+    assert find("wsgi:app", prefixed) is sys.modules["wsgi"].app
+    assert isinstance(find("wsgi:wsgi:two", prefixed), WSGI)
+
+
 async def one_argument(scope: Any) -> None: ...
+
+
+async def two_arguments(scope: Any, receive: Any) -> None: ...
 
 
 class NoArguments:
@@ -395,7 +494,7 @@ class NoArguments:
     ("app", "hint"),
     [
         (one_argument, False),
-        (lambda scope, receive: None, False),
+        (two_arguments, False),
         (lambda: None, True),
         (NoArguments, True),
     ],

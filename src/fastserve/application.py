@@ -1,9 +1,15 @@
 """From "module:attr" to an ASGI 3 callable.
 
-Three things can stand behind a name: an application, a factory of one (only
-with the option, for nothing tells the two apart for certain), and an ASGI 2
-application, which takes the scope alone and returns what is awaited with
-receive and send. What comes out of `load` is always called with all three.
+Behind a name there is an application, or a factory of one (only with the
+option, for nothing tells the two apart for certain). What it takes tells which
+kind of application it is, unless the `interface` option does:
+
+* scope, receive and send: ASGI 3. So is whatever takes anything (`*args`, or
+  compiled and without a signature), since nothing can be told of it.
+* the scope alone, returning what is awaited with the other two: ASGI 2.
+* two things, and it is no coroutine function: WSGI.
+
+What comes out of `load` is always called as ASGI 3.
 
 An ApplicationError is one line that names what is wrong. It has a `__cause__`
 only when the application's own code raised: then its traceback is worth showing.
@@ -17,20 +23,15 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, cast
 
+from fastserve.asgi import ASGI2, ASGI3, Receive, Scope, Send
 from fastserve.config import Config, ConfigError
+from fastserve.wsgi import WSGI
 
 __all__ = ["ASGI3", "ApplicationError", "Asgi2Adapter", "load"]
-
-Scope = dict[str, Any]
-Message = dict[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-ASGI3 = Callable[[Scope, Receive, Send], Awaitable[None]]
-ASGI2 = Callable[[Scope], Callable[[Receive, Send], Awaitable[None]]]
 
 
 class ApplicationError(Exception):
@@ -51,15 +52,29 @@ class Asgi2Adapter:
 
 def load(target: object | str, config: Config) -> ASGI3:
     """The application behind "module:attr" (or the object itself), made ASGI 3."""
+    interface = config.interface
     if isinstance(target, str):
-        name = target
-        found = _find(target, config.app_dir)
+        interface, name = _take_prefix(target, interface)
+        found = _find(name, config.app_dir)
     else:
         name = _name_of(target)
         found = target
     if config.factory:
         found = _call_factory(found, name)
-    return _as_asgi3(found, name)
+    return _as_asgi3(found, name, interface)
+
+
+def _take_prefix(target: str, interface: str) -> tuple[str, str]:
+    """The interface and the name behind "wsgi:module:attr" or "asgi:module:attr"; "wsgi:app"
+    is an attribute of the module `wsgi`."""
+    prefix, _, name = target.partition(":")
+    if prefix not in ("asgi", "wsgi") or ":" not in name:
+        return interface, target
+    if interface == "auto":
+        return prefix, name
+    if not interface.startswith(prefix):
+        raise ApplicationError(f"{target!r} is not for the interface {interface}")
+    return interface, name
 
 
 def _name_of(target: object) -> str:
@@ -145,18 +160,38 @@ def _from_their_code(traceback: TracebackType | None) -> TracebackType | None:
     return traceback
 
 
-def _as_asgi3(application: object, name: str) -> ASGI3:
+def _as_asgi3(application: object, name: str, interface: str) -> ASGI3:
+    """`interface`: the option's value, or "asgi" for either of the two."""
     if not callable(application):
         kind = type(application).__name__
-        raise ApplicationError(f"{name} is no ASGI application: its type is {kind}")
-    if _is_asgi2(application):
+        raise ApplicationError(f"{name} is no application: its type is {kind}")
+    if interface == "wsgi" or (interface == "auto" and _is_wsgi(application)):
+        _check(application, name, "WSGI", ("environ", "start_response"))
+        return WSGI(application)
+    if interface == "asgi2" or (interface != "asgi3" and _is_asgi2(application)):
+        _check(application, name, "ASGI 2", ("scope",))
         return Asgi2Adapter(cast(ASGI2, application))
-    if not _accepts(application, 3):
-        hint = " (if it makes the application, add --factory)" if _accepts(application, 0) else ""
-        raise ApplicationError(
-            f"{name} is no ASGI application: it does not take scope, receive and send{hint}"
-        )
+    _check(application, name, "ASGI", ("scope", "receive", "send"))
     return cast(ASGI3, application)
+
+
+def _check(application: Callable[..., Any], name: str, kind: str, takes: tuple[str, ...]) -> None:
+    if _accepts(application, len(takes)):
+        return
+    hint = " (if it makes the application, add --factory)" if _accepts(application, 0) else ""
+    arguments = " and ".join(filter(None, (", ".join(takes[:-1]), takes[-1])))
+    raise ApplicationError(f"{name} is no {kind} application: it does not take {arguments}{hint}")
+
+
+def _is_wsgi(application: Callable[..., Any]) -> bool:
+    if getattr(application, "_asgi_single_callable", False):
+        return False
+    return (
+        not _is_async(application)
+        and _required(application) == 2
+        and _accepts(application, 2)
+        and not _accepts(application, 3)
+    )
 
 
 def _is_asgi2(application: Callable[..., Any]) -> bool:

@@ -309,6 +309,18 @@ class Config:
         Switch(),
         "MODULE:ATTR is called without arguments and returns the application.",
     )
+    interface: str = option(
+        "auto",
+        APPLICATION,
+        Choice("auto", "asgi3", "asgi2", "wsgi"),
+        "What the application is; auto tells it by what it takes.",
+    )
+    wsgi_threads: int = option(
+        16,
+        APPLICATION,
+        Whole(1, 1000),
+        "Requests that are in a WSGI application at a time, each in a thread.",
+    )
     app_dir: str = option(
         ".",
         APPLICATION,

@@ -26,6 +26,7 @@ from fastserve.log import logger, set_up
 from fastserve.pidfile import pid_file
 from fastserve.tls import Certificates
 from fastserve.worker import Event, MissingLibrary, Worker, find
+from fastserve.wsgi import WSGI
 
 __all__ = ["Server", "ServerError", "check", "run", "serve"]
 
@@ -236,6 +237,7 @@ class Server:
     async def serve(self, worker: Worker) -> None:
         """Start up, serve, drain, shut down. What went wrong at start-up is in `error`."""
         self._stop = Event(worker)
+        worker.threads.limit = self.config.wsgi_threads
         lifespan = self._lifespan = Lifespan(self.application, worker, self.config)
         try:
             await lifespan.startup()
@@ -274,7 +276,14 @@ class Server:
             )
             stack.callback(reactor.close)
             host = Host(self.application, worker, report=_report_application)
-            factory = _factory(host, self.config, lifespan.state, self._access)
+            factory = _factory(
+                host,
+                self.config,
+                lifespan.state,
+                self._access,
+                # A thread that writes has nothing else that could tell it.
+                raises=self.config.raise_on_disconnect or isinstance(self.application, WSGI),
+            )
             worker.drive(reactor)
             stack.callback(worker.stop_driving)
             certificates = self._certificates
@@ -336,6 +345,8 @@ def _factory(
     config: Config,
     state: dict[str, Any] | None,
     access: AccessLog | None,
+    *,
+    raises: bool,
 ) -> Http1Factory:
     return Http1Factory(
         host,
@@ -347,7 +358,7 @@ def _factory(
         root_path=config.root_path,
         server_header=b"fastserve" if config.include_server_header else b"",
         date_header=config.include_date_header,
-        raise_on_disconnect=config.raise_on_disconnect,
+        raise_on_disconnect=raises,
         limit_request_line=config.limit_request_line,
         limit_request_fields=config.limit_request_fields,
         limit_request_field_bytes=config.limit_request_field_bytes,

@@ -17,8 +17,19 @@ from typing import Any, ClassVar, Protocol
 
 from fastserve._conversation import ApplicationCall, Conversation
 from fastserve._reactor import Reactor
+from fastserve.threads import Threads
 
-__all__ = ["READABLE", "WORKERS", "WRITABLE", "Event", "MissingLibrary", "Waiter", "Worker", "find"]
+__all__ = [
+    "READABLE",
+    "WORKERS",
+    "WRITABLE",
+    "Event",
+    "MissingLibrary",
+    "Waiter",
+    "Worker",
+    "find",
+    "running",
+]
 
 # Interest in a descriptor, for the loop's poller: the bits that the reactor uses.
 READABLE = 1
@@ -46,7 +57,7 @@ class Worker(ABC):
     """One event loop, running.
 
     Resource handling: `async with` begins and ends it. At the end every task that it
-    started is cancelled and awaited; the reactor is no longer watched.
+    started is cancelled and awaited; the reactor is no longer watched, and the threads end.
     """
 
     name: ClassVar[str]
@@ -55,6 +66,8 @@ class Worker(ABC):
     def __init__(self) -> None:
         # Each call of the application gets a copy: none inherits what another application has set.
         self.context = contextvars.copy_context()
+        self.context.run(_running.set, self)
+        self.threads = Threads()
 
     @classmethod
     @abstractmethod
@@ -131,8 +144,24 @@ class Worker(ABC):
         """Cancel every call of the application that is under way."""
 
     @abstractmethod
+    def call_threadsafe(self, callback: Callable[..., object], *args: Any) -> None:
+        """From any thread: call `callback`, which raises nothing, in the loop. Does nothing
+        once the loop has ended."""
+
+    @abstractmethod
     def on_signals(self, signals: tuple[int, ...], callback: Callable[[int], None]) -> None:
         """Call `callback` with each of `signals` from now on, while the worker lasts."""
+
+
+_running: contextvars.ContextVar[Worker] = contextvars.ContextVar("running")
+
+
+def running() -> Worker:
+    """The worker that runs the application that asks. Raises RuntimeError if there is none."""
+    worker = _running.get(None)
+    if worker is None:
+        raise RuntimeError("this runs on fastserve only")
+    return worker
 
 
 class Event:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
@@ -114,7 +115,8 @@ class AsyncioWorker(Worker):
         tasks = self.calls | self.background
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        with contextlib.closing(self.threads):
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     def drive(self, reactor: Reactor) -> None:
         self.reactor = reactor
@@ -164,6 +166,10 @@ class AsyncioWorker(Worker):
     def cancel_calls(self) -> None:
         for task in self.calls:
             task.cancel()
+
+    def call_threadsafe(self, callback: Callable[..., object], *args: Any) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self.loop.call_soon_threadsafe(callback, *args)
 
     def on_signals(self, signals: tuple[int, ...], callback: Callable[[int], None]) -> None:
         self.signals = signals

@@ -82,6 +82,7 @@ class TrioWorker(Worker):
         self.reactor: Reactor
         self.nursery: trio.Nursery
         self.nursery_manager = trio.open_nursery()
+        self.token = trio.lowlevel.current_trio_token()
 
     @classmethod
     def run(cls, main: Callable[[], Coroutine[Any, Any, None]], *, debug: bool = False) -> None:
@@ -226,7 +227,7 @@ class TrioWorker(Worker):
 
     async def __aexit__(self, *error: Any) -> bool | None:
         self.nursery.cancel_scope.cancel()
-        with self.signals:
+        with self.signals, contextlib.closing(self.threads):
             return await self.nursery_manager.__aexit__(*error)
 
     def drive(self, reactor: Reactor) -> None:
@@ -268,6 +269,10 @@ class TrioWorker(Worker):
     def cancel_calls(self) -> None:
         for scope in self.scopes:
             scope.cancel()
+
+    def call_threadsafe(self, callback: Callable[..., object], *args: Any) -> None:
+        with contextlib.suppress(trio.RunFinishedError):
+            self.token.run_sync_soon(callback, *args)
 
     def on_signals(self, signals: tuple[int, ...], callback: Callable[[int], None]) -> None:
         # Here, not in the task, which may begin after the application has.

@@ -1,0 +1,117 @@
+"""A function that blocks, in a thread, and the task that waits for it.
+
+What the function needs of the loop it asks its task for, so that nothing of the loop's is
+ever touched from another thread, and the same code runs on every loop.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import functools
+import threading
+from collections.abc import Awaitable, Callable
+from queue import SimpleQueue
+from typing import Any, TypeVar
+
+from fastserve.worker import Event, Waiter, Worker
+
+__all__ = ["Abandoned", "Attended"]
+
+T = TypeVar("T")
+
+# For a thread whose task was cancelled: until then it may end in order.
+PATIENCE = 5.0
+
+
+class Abandoned(ConnectionError):
+    """The task was cancelled, or has ended: nobody does what the thread asks for."""
+
+
+class Attended:
+    """One function in one of the worker's threads, and the task that attends it.
+
+    Error handling: what the function raises comes out of `attend`, what an errand raises out
+    of `ask`. When the task is cancelled, `ask` raises Abandoned from then on; the task gives
+    the function some seconds to end, then leaves it alone.
+    """
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._one_at_a_time = threading.Lock()
+        self._answers: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
+        self._errand: Callable[[], Awaitable[Any]] | None = None
+        self._waiter: Waiter | None = None
+        self._begun = False
+        self._abandoned = False
+        self._ended = Event(worker)
+        self._error: BaseException | None = None
+
+    async def attend(self, function: Callable[[], None]) -> None:
+        """Run `function()` in a thread, in a copy of this context, and do its errands."""
+        context = contextvars.copy_context()
+        self._worker.threads.start(functools.partial(context.run, self._run, function))
+        try:
+            await self._do_errands()
+        finally:
+            self._abandoned = True
+            if self._begun and not self._ended.is_set:
+                self._answers.put((None, Abandoned("nobody attends any more")))
+                await self._worker.within(PATIENCE, self._ended.wait, shielded=True)
+        error, self._error = self._error, None
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error  # its traceback has this frame
+
+    def ask(self, function: Callable[..., Awaitable[T]], *args: Any) -> T:
+        """From the thread: have the task await `function(*args)`, and wait for what it returns."""
+        with self._one_at_a_time:
+            if self._abandoned:
+                raise Abandoned("nobody attends any more")
+            self._worker.call_threadsafe(self._take, functools.partial(function, *args))
+            answer: tuple[T, BaseException | None] = self._answers.get()
+        result, error = answer
+        if error is None:
+            return result
+        del answer
+        try:
+            raise error
+        finally:
+            del error
+
+    async def _do_errands(self) -> None:
+        while True:
+            while self._errand is None:
+                if self._ended.is_set:
+                    return
+                self._waiter = self._worker.waiter()
+                await self._waiter
+            errand, self._errand = self._errand, None
+            try:
+                self._answers.put((await errand(), None))
+            except Exception as error:
+                self._answers.put((None, error))
+            del errand
+
+    def _run(self, function: Callable[[], None]) -> None:
+        # Whoever is second of this and `attend` sees what the other has set.
+        self._begun = True
+        if not self._abandoned:
+            try:
+                function()
+            except BaseException as error:
+                self._error = error
+        self._worker.call_threadsafe(self._end)
+
+    def _take(self, errand: Callable[[], Awaitable[Any]]) -> None:
+        self._errand = errand
+        self._wake()
+
+    def _end(self) -> None:
+        self._ended.set()
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None:
+            self._worker.wake(self._waiter)
