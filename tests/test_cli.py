@@ -188,6 +188,8 @@ def test_every_option_arrives(server: FakeServer, app_dir: Path) -> None:
         "debug": True,
         "application": "web:app",
         "factory": True,
+        "interface": "asgi3",
+        "wsgi_threads": 3,
         "app_dir": str(app_dir),
         "root_path": "/api",
         "lifespan": "on",

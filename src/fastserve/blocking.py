@@ -54,8 +54,9 @@ class Attended:
             await self._do_errands()
         finally:
             self._abandoned = True
+            # For whoever asks just now: an errand that nobody will do has an answer too.
+            self._answers.put((None, Abandoned("nobody attends any more")))
             if self._begun and not self._ended.is_set:
-                self._answers.put((None, Abandoned("nobody attends any more")))
                 await self._worker.within(PATIENCE, self._ended.wait, shielded=True)
         error, self._error = self._error, None
         if error is not None:

@@ -1,10 +1,11 @@
 """Django in one module, without a database."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import django
 from django.conf import settings
 from django.core.asgi import get_asgi_application
+from django.core.wsgi import get_wsgi_application
 from django.http import HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse
 from django.urls import path
 
@@ -38,6 +39,14 @@ async def stream(request: HttpRequest) -> StreamingHttpResponse:
     return StreamingHttpResponse(pieces(), content_type="text/plain")
 
 
+def sync_stream(request: HttpRequest) -> StreamingHttpResponse:
+    def pieces() -> Iterator[str]:
+        for number in range(100):
+            yield f"{number}\n"
+
+    return StreamingHttpResponse(pieces(), content_type="text/plain")
+
+
 async def upload(request: HttpRequest) -> JsonResponse:
     file = request.FILES["file"]
     content = file.read()
@@ -49,8 +58,10 @@ urlpatterns = [
     path("native", native),
     path("echo", echo),
     path("stream", stream),
+    path("sync-stream", sync_stream),
     path("upload", upload),
 ]
 
 django.setup()
 app = get_asgi_application()
+wsgi = get_wsgi_application()
