@@ -250,7 +250,7 @@ class _Body(io.RawIOBase):
 
 
 class _Errors(io.TextIOBase):
-    """`wsgi.errors`: each line goes to the log."""
+    """`wsgi.errors`: whole lines go to the log, those written together as one message."""
 
     def __init__(self) -> None:
         self._line = ""
@@ -259,9 +259,9 @@ class _Errors(io.TextIOBase):
         return True
 
     def write(self, text: str, /) -> int:
-        *lines, self._line = (self._line + text).split("\n")
-        for line in lines:
-            logger.error("%s", line)
+        lines, end, self._line = (self._line + text).rpartition("\n")
+        if end:
+            logger.error("%s", lines)
         return len(text)
 
     def flush(self) -> None:
@@ -293,7 +293,7 @@ def _fields(headers: list[tuple[str, str]]) -> list[tuple[bytes, bytes]]:
         if not _NAME.fullmatch(name) or not _VALUE.fullmatch(value):
             raise ValueError(f"start_response(): {pair!r} cannot be a header field")
         if name.lower() not in _HOP_BY_HOP:
-            fields.append((name.encode("ascii"), value.encode("latin-1")))
+            fields.append((name.lower().encode("ascii"), value.encode("latin-1")))
     return fields
 
 
