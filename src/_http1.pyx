@@ -533,6 +533,9 @@ cdef class Http1Connection(Protocol):
             self.phase = PHASE_HEAD
         elif before != PHASE_FIRST:
             self.phase = PHASE_IDLE
+        if self.phase == PHASE_IDLE and self.factory.draining:
+            # The head was written before, and announced no end.
+            return self._close(False)
         self._update_reading()
         if self.phase == PHASE_IDLE:
             self.deadline = now + self.factory.keep_alive_timeout

@@ -159,6 +159,25 @@ def test_keyboard_interrupt_in_the_application(served: Start) -> None:
 # The end of a server in a program.
 
 
+def test_a_response_begun_before_the_end_delays_it_no_longer_than_it_lasts(serve: Serve) -> None:
+    """Its head could not announce that the connection would be closed."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"begun", "more_body": True})
+        await send({"type": "http.response.body", "body": await read_body(receive)})
+
+    server = serve(app, lifespan="off", graceful_timeout=600)
+    with server.connect() as busy, server.connect() as idle:
+        busy.sendall(HALF)
+        assert b"connection: close" not in busy.read_until(b"begun\r\n")
+        server.ask_to_stop()
+        assert idle.is_closed_by_peer()
+        busy.sendall(OTHER_HALF)
+        assert busy.read_to_end() == b"4\r\nabcd\r\n0\r\n\r\n"
+        server.stop()
+
+
 @pytest.mark.parametrize("number", [1, 3])
 def test_the_graceful_timeout_cancels(serve: Serve, number: int) -> None:
     events: list[str] = []
