@@ -47,6 +47,7 @@ ARROWS = {
     "asgi": set(),
     "blocking": {"worker"},
     "wsgi": {"_conversation", "asgi", "blocking", "log", "worker"},
+    "middleware": {"asgi", "log"},
     "application": {"asgi", "config", "wsgi"},
     "extensions": set(),
     "tls": {"config"},

@@ -144,7 +144,7 @@ class Dispatcher:
 
 # Where the applications' states travel: in the server's, which it brings to each request.
 # Nothing is kept in the dispatcher itself, which may well be served twice.
-STATES = "fastserve.dispatcher"
+STATES = "fastserve:dispatcher"
 
 
 def _unpack_state(scope: Scope, prefix: str) -> None:
