@@ -6,6 +6,7 @@ ever touched from another thread, and the same code runs on every loop.
 
 from __future__ import annotations
 
+import collections
 import contextvars
 import functools
 import threading
@@ -31,15 +32,17 @@ class Attended:
     """One function in one of the worker's threads, and the task that attends it.
 
     Error handling: what the function raises comes out of `attend`, what an errand raises out
-    of `ask`. When the task is cancelled, `ask` raises Abandoned from then on; the task gives
-    the function some seconds to end, then leaves it alone.
+    of `ask`; nobody waits for what was told, so its error ends the task. When the task has
+    ended, or was cancelled, `ask` and `tell` raise Abandoned; the task gives the function some
+    seconds to end, then leaves it alone.
     """
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
         self._one_at_a_time = threading.Lock()
         self._answers: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
-        self._errand: Callable[[], Awaitable[Any]] | None = None
+        self._errands: collections.deque[tuple[Callable[[], Awaitable[Any]], bool]]
+        self._errands = collections.deque()
         self._waiter: Waiter | None = None
         self._begun = False
         self._abandoned = False
@@ -70,7 +73,7 @@ class Attended:
         with self._one_at_a_time:
             if self._abandoned:
                 raise Abandoned("nobody attends any more")
-            self._worker.call_threadsafe(self._take, functools.partial(function, *args))
+            self._worker.call_threadsafe(self._take, functools.partial(function, *args), True)
             answer: tuple[T, BaseException | None] = self._answers.get()
         result, error = answer
         if error is None:
@@ -81,18 +84,30 @@ class Attended:
         finally:
             del error
 
+    def tell(self, function: Callable[..., Awaitable[object]], *args: Any) -> None:
+        """From the thread: have the task await `function(*args)`, and go on."""
+        if self._abandoned:
+            raise Abandoned("nobody attends any more")
+        self._worker.call_threadsafe(self._take, functools.partial(function, *args), False)
+
     async def _do_errands(self) -> None:
         while True:
-            while self._errand is None:
+            while not self._errands:
                 if self._ended.is_set:
                     return
                 self._waiter = self._worker.waiter()
                 await self._waiter
-            errand, self._errand = self._errand, None
+            errand, is_awaited = self._errands.popleft()
             try:
-                self._answers.put((await errand(), None))
+                answer = await errand()
             except Exception as error:
+                if not is_awaited:
+                    raise
                 self._answers.put((None, error))
+            else:
+                if is_awaited:
+                    self._answers.put((answer, None))
+                del answer
             del errand
 
     def _run(self, function: Callable[[], None]) -> None:
@@ -105,8 +120,8 @@ class Attended:
                 self._error = error
         self._worker.call_threadsafe(self._end)
 
-    def _take(self, errand: Callable[[], Awaitable[Any]]) -> None:
-        self._errand = errand
+    def _take(self, errand: Callable[[], Awaitable[Any]], is_awaited: bool) -> None:
+        self._errands.append((errand, is_awaited))
         self._wake()
 
     def _end(self) -> None:

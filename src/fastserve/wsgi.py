@@ -93,6 +93,7 @@ class _Exchange:
         self._application = application
         self._worker = worker
         self._ask = attended.ask
+        self._tell = attended.tell
         self._scope = scope
         self._receive = receive
         self._send = send
@@ -185,8 +186,12 @@ class _Exchange:
         messages: list[Message] = [] if self._begun else [self._head]
         messages.append({"type": "http.response.body", "body": data, "more_body": more_body})
         self._begun = True
-        self._ask(self._send_all, messages)
         self._complete = not more_body
+        if more_body:
+            self._ask(self._send_all, messages)
+        else:
+            # Nothing depends on it: the loop need not wake the thread once more.
+            self._tell(self._send_all, messages)
 
     async def _send_all(self, messages: list[Message]) -> None:
         for message in messages:
