@@ -508,7 +508,7 @@ def test_run_in_a_script(process: Start, worker: str) -> None:
         (["missing:app"], "there is no module 'missing'"),
         (["served:ap"], "served has no attribute 'ap' (did you mean 'app'?)"),
         (["served"], "'served' is not of the form module:attr (did you mean served:app?)"),
-        (["served:PATHS"], "served:PATHS is no ASGI application: its type is dict"),
+        (["served:PATHS"], "served:PATHS is no application: its type is dict"),
         (["--app-dir", "nowhere", "served:app"], "--app-dir: 'nowhere' is not a directory"),
         (["--graceful-timeout", "soon", "served:app"], "--graceful-timeout: seconds from"),
         (["--lifespan", "maybe", "served:app"], "--lifespan: one of auto, on, off expected"),

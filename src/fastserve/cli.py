@@ -42,7 +42,7 @@ COLUMN = 28
 HELP = """Serve an ASGI application.
 
 MODULE:ATTR names it: the attribute of the module that is imported, as in
-example.web:app. ASGI 3 and ASGI 2 applications are told apart.
+example.web:app. ASGI 3, ASGI 2 and WSGI are told apart.
 
 Every option may also stand in the environment (--backlog as FASTSERVE_BACKLOG) and in
 the file that --config names (as backlog). A flag beats the environment, which beats
