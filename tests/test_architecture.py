@@ -27,7 +27,9 @@ ARROWS = {
     # What a protocol and a socket promise each other; neither knows the other.
     "_transport": {"_buffer"},
     "_conversation": set(),
-    "_http1": {"_buffer", "_conversation", "_headers", "_parser", "_transport"},
+    # Of the parser it asks what an authority is.
+    "_proxy": {"_parser", "_transport"},
+    "_http1": {"_buffer", "_conversation", "_headers", "_parser", "_proxy", "_transport"},
     "_deflate": set(),
     "_websocket": {"_buffer", "_conversation", "_deflate", "_headers", "_http1", "_transport"},
     "_reactor": {"_buffer", "_transport"},
@@ -44,7 +46,9 @@ ARROWS = {
     "server": {
         "_conversation",
         "_http1",
+        "_proxy",
         "_reactor",
+        "_transport",
         "_websocket",
         "application",
         "config",
@@ -76,6 +80,7 @@ COMPILED_MAY_HAVE = {
     "_headers": DECLARATIONS | {"http"},
     "_transport": DECLARATIONS,
     "_conversation": DECLARATIONS,
+    "_proxy": DECLARATIONS,
     "_http1": DECLARATIONS | {"posix.time"},
     "_deflate": DECLARATIONS,
     "_websocket": DECLARATIONS | {"base64", "hashlib"},
@@ -88,6 +93,7 @@ C_HEADERS = {
     "_headers": {"time.h"},
     "_transport": set(),
     "_conversation": {"Python.h"},
+    "_proxy": {"Python.h"},
     "_http1": set(),
     "_deflate": {"zlib.h"},
     "_websocket": {"Python.h"},
@@ -386,7 +392,7 @@ class TestLoops:
         strings = [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant)]
         assert [s for s in strings if isinstance(s, str) and ASGI_MESSAGE.search(s)] == []
 
-    @pytest.mark.parametrize("module", ["_buffer", "_parser", "_reactor", "_transport"])
+    @pytest.mark.parametrize("module", ["_buffer", "_parser", "_proxy", "_reactor", "_transport"])
     def test_below_http_nobody_knows_an_asgi_message(self, module: str) -> None:
         strings = cython_source(pyx(module)).strings
         assert [s for s in strings if ASGI_MESSAGE.search(s)] == []

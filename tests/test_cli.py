@@ -200,6 +200,10 @@ def test_every_option_arrives(server: FakeServer, app_dir: Path) -> None:
         "ws_close_timeout": 10.5,
         "ws_per_message_deflate": False,
         "ws_context_takeover": True,
+        "forwarded_allow_ips": ("10.0.0.0/8",),
+        "proxy_headers": ("forwarded",),
+        "forwarded_hops": 2,
+        "proxy_protocol": True,
         "log_level": "debug",
         "access_logfile": "-",
     }

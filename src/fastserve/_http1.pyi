@@ -2,6 +2,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fastserve._conversation import Conversation, Host
+from fastserve._proxy import Trust
 from fastserve._transport import ProtocolFactory
 
 class Upgrade: ...
@@ -12,6 +13,7 @@ class Http1Factory(ProtocolFactory):
         host: Host,
         *,
         upgrade: Upgrade | None = None,
+        trust: Trust | None = None,
         access: Callable[..., None] | None = None,
         state: dict[str, Any] | None = None,
         scheme: str = "http",

@@ -8,6 +8,7 @@ cdef class Transport:
     cdef:
         readonly object server          # ASGI `server`: (host, port) or (path, None)
         readonly object client          # ASGI `client`: (host, port) or None
+        bint anonymous                  # `client` is a proxy that does not say for whom it speaks
         bint choked                     # too much is unsent; resume_writing will follow
 
     cdef SendBuffer output(self)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import ipaddress
 import os
 import signal
 import socket
@@ -14,7 +15,9 @@ from typing import Any
 
 from fastserve._conversation import Host
 from fastserve._http1 import Http1Factory
+from fastserve._proxy import ProxyFactory, Trust
 from fastserve._reactor import Reactor
+from fastserve._transport import ProtocolFactory
 from fastserve._websocket import WebSocketUpgrade
 from fastserve.application import ASGI3, load
 from fastserve.config import Bind, Config, parse_bind
@@ -207,11 +210,15 @@ class Server:
             )
             stack.callback(reactor.close)
             host = Host(self.application, worker, report=_report_application)
-            factory = _factory(host, self.config, lifespan.state, self._access)
+            trust = _trust(self.config)
+            factory = _factory(host, self.config, lifespan.state, self._access, trust)
+            accepted: ProtocolFactory = factory
+            if self.config.proxy_protocol:
+                accepted = ProxyFactory(factory, trust, timeout=self.config.header_timeout)
             worker.drive(reactor)
             stack.callback(worker.stop_driving)
             for listening in self._listening:
-                reactor.listen(listening.fileno(), factory, _constant_address(listening))
+                reactor.listen(listening.fileno(), accepted, _constant_address(listening))
             for listening in self._listening:
                 logger.info("Running on %s (%s)", _url(listening), worker.name)
             try:
@@ -257,10 +264,12 @@ def _factory(
     config: Config,
     state: dict[str, Any] | None,
     access: AccessLog | None,
+    trust: Trust,
 ) -> Http1Factory:
     return Http1Factory(
         host,
         upgrade=_upgrade(config),
+        trust=trust if config.proxy_headers else None,
         access=None if access is None else access.write,
         state=state,
         root_path=config.root_path,
@@ -289,6 +298,21 @@ def _upgrade(config: Config) -> WebSocketUpgrade:
         ping_interval=config.ws_ping_interval,
         ping_timeout=config.ws_ping_timeout,
         close_timeout=config.ws_close_timeout,
+    )
+
+
+def _trust(config: Config) -> Trust:
+    networks = [
+        ipaddress.ip_network(peer)
+        for peer in config.forwarded_allow_ips
+        if peer not in ("unix", "*")
+    ]
+    return Trust(
+        [(network.network_address.packed, network.prefixlen) for network in networks],
+        unix="unix" in config.forwarded_allow_ips,
+        anyone="*" in config.forwarded_allow_ips,
+        names=config.proxy_headers,
+        hops=config.forwarded_hops,
     )
 
 
