@@ -104,6 +104,7 @@ cdef class Http1Factory(ProtocolFactory):
         *,
         Upgrade upgrade=None,
         Gate gate=None,
+        Trust trust=None,
         access=None,
         bint access_fields=False,
         state=None,
@@ -121,15 +122,17 @@ cdef class Http1Factory(ProtocolFactory):
         int64_t body_min_rate=240,
     ):
         """`upgrade`: the other protocol that a request may ask for. `gate`: how many may run
-        at once. `access`: called for each response with client, method, raw_path,
-        query_string, http_version, status, body length in bytes, and microseconds; with
-        `access_fields` also with the request's fields and the application's, both as tuples
-        of pairs. `state`: the lifespan's, copied for each request; None where the application
-        has no lifespan. Timeouts are in seconds, `body_min_rate` in bytes a second (0: any),
-        limits in bytes."""
+        at once. `trust`: which peers are believed about where a request comes from; None:
+        none. `access`: called for each response with client, method, raw_path, query_string,
+        http_version, status, body length in bytes, and microseconds; with `access_fields`
+        also with the request's fields and the application's, both as tuples of pairs.
+        `state`: the lifespan's, copied for each request; None where the application has no
+        lifespan. Timeouts are in seconds, `body_min_rate` in bytes a second (0: any), limits
+        in bytes."""
         self.host = host
         self.upgrade = upgrade
         self.gate = gate
+        self.trust = trust
         self.access = access
         self.access_fields = access_fields
         self.state = state
@@ -194,7 +197,10 @@ cdef class Http1Connection(Protocol):
     """One connection: its exchanges one after the other."""
 
     cdef int connection_made(self, Transport transport) except -1:
+        cdef Trust trust = self.factory.trust
         self.transport = transport
+        if trust is not None and not transport.anonymous:
+            self.origin = trust.origin(transport.client)
         self.phase = PHASE_FIRST
         self.deadline = transport.clock() + self.factory.header_timeout
         return 0
@@ -381,6 +387,8 @@ cdef class Http1Connection(Protocol):
         if self.transport.tls is not None:
             scope["scheme"] = "https"
             scope["extensions"] = {"tls": PyDict_Copy(self.transport.tls)}
+        if self.origin is not None:
+            self._tell_origin(exchange, scope)
         if factory.state is not None:
             scope["state"] = factory.state.copy()
         parser.release()
@@ -396,6 +404,24 @@ cdef class Http1Connection(Protocol):
             self.refuse(413, "The request body is too large.")
         elif upgrades:
             exchange.opened(scope, parser.chunked or parser.content_length > 0)
+        return 0
+
+    cdef int _tell_origin(self, HttpExchange exchange, dict scope) except -1:
+        """What a trusted peer says of the request goes into its scope."""
+        cdef Origin origin = self.origin
+        cdef list headers = self.parser.headers
+        origin.resolve(headers, self.factory.scope["scheme"])
+        if origin.has_client:
+            exchange.has_client = True
+            exchange.client = origin.client
+            scope["client"] = origin.client
+        if origin.scheme is not None:
+            scope["scheme"] = origin.scheme
+        if origin.root_path is not None:
+            scope["root_path"] = origin.root_path
+            scope["path"] = _below(origin.root_path, self.parser.path)
+        if origin.host is not None:
+            _set_host(headers, origin.host)
         return 0
 
     cdef int _take_body(self) except -1:
@@ -593,6 +619,17 @@ cdef str _below(str root_path, str path):
     if path == "*" or path == root_path or path.startswith(root_path + "/"):
         return path
     return root_path + path
+
+
+cdef int _set_host(list headers, bytes host) except -1:
+    """The parser lets no second Host through; HTTP/1.0 may have none."""
+    cdef Py_ssize_t index
+    for index in range(len(headers)):
+        if headers[index][0] == b"host":
+            headers[index] = (b"host", host)
+            return 0
+    headers.append((b"host", host))
+    return 0
 
 
 cdef class Upgrade:
@@ -793,15 +830,16 @@ cdef class HttpExchange(Conversation):
         cdef Transport transport = self.connection.transport
         if access is None or transport is None:
             return 0
+        client = self.client if self.has_client else transport.client
         if self.factory.access_fields:
             access(
-                transport.client, self.method, self.raw_path, self.query_string,
+                client, self.method, self.raw_path, self.query_string,
                 VERSIONS[not self.is_http10], self.status, self.sent,
                 _microseconds() - self.begun, self.request_fields, self.response_fields or (),
             )
         else:
             access(
-                transport.client, self.method, self.raw_path, self.query_string,
+                client, self.method, self.raw_path, self.query_string,
                 VERSIONS[not self.is_http10], self.status, self.sent,
                 _microseconds() - self.begun,
             )

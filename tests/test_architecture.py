@@ -27,7 +27,9 @@ ARROWS = {
     # What a protocol and a socket promise each other; neither knows the other.
     "_transport": {"_buffer"},
     "_conversation": set(),
-    "_http1": {"_buffer", "_conversation", "_headers", "_parser", "_transport"},
+    # Of the parser it asks what an authority is.
+    "_proxy": {"_parser", "_transport"},
+    "_http1": {"_buffer", "_conversation", "_headers", "_parser", "_proxy", "_transport"},
     "_deflate": set(),
     "_websocket": {"_buffer", "_conversation", "_deflate", "_headers", "_http1", "_transport"},
     "_tls": {"_buffer", "_transport"},
@@ -57,6 +59,7 @@ ARROWS = {
     "server": {
         "_conversation",
         "_http1",
+        "_proxy",
         "_reactor",
         "_tls",
         "_transport",
@@ -97,6 +100,7 @@ COMPILED_MAY_HAVE = {
     "_headers": DECLARATIONS | {"http"},
     "_transport": DECLARATIONS,
     "_conversation": DECLARATIONS,
+    "_proxy": DECLARATIONS,
     "_http1": DECLARATIONS | {"posix.time"},
     "_deflate": DECLARATIONS,
     "_websocket": DECLARATIONS | {"base64", "hashlib"},
@@ -110,6 +114,7 @@ C_HEADERS = {
     "_headers": {"time.h"},
     "_transport": set(),
     "_conversation": {"Python.h"},
+    "_proxy": {"Python.h"},
     "_http1": set(),
     "_deflate": {"zlib.h"},
     "_tls": set(),
@@ -409,7 +414,7 @@ class TestLoops:
         strings = [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant)]
         assert [s for s in strings if isinstance(s, str) and ASGI_MESSAGE.search(s)] == []
 
-    @pytest.mark.parametrize("module", ["_buffer", "_parser", "_reactor", "_transport"])
+    @pytest.mark.parametrize("module", ["_buffer", "_parser", "_proxy", "_reactor", "_transport"])
     def test_below_http_nobody_knows_an_asgi_message(self, module: str) -> None:
         strings = cython_source(pyx(module)).strings
         assert [s for s in strings if ASGI_MESSAGE.search(s)] == []

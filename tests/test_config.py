@@ -280,6 +280,62 @@ def test_bad_root_path(bad: object) -> None:
         Config.from_options(root_path=bad)
 
 
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("", ()),
+        ("*", ("*",)),
+        ("unix", ("unix",)),
+        ("127.0.0.1", ("127.0.0.1",)),
+        ("::1, 10.0.0.0/8,unix,", ("::1", "10.0.0.0/8", "unix")),
+        (["2001:DB8::/32", "10.0.0.1", "10.0.0.1"], ("2001:db8::/32", "10.0.0.1")),
+        ((), ()),
+    ],
+)
+def test_trusted_peers(given: object, kept: tuple[str, ...]) -> None:
+    assert Config.from_options(forwarded_allow_ips=given).forwarded_allow_ips == kept
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ("localhost", "an address, a network, unix or \\* expected, not 'localhost'"),
+        ("10.0.0.0/33", "an address"),
+        ("fe80::1%eth0", "an address"),
+        ("10.0.0.1, all", "an address.*'all'"),
+        ("10.0.0.1/8", "'10.0.0.1/8' is not a network; 10.0.0.0/8 is"),
+        (None, "addresses with commas"),
+        ([b"::1"], "addresses with commas"),
+        (["10.0.0.1"] * 1001, "at most 1000"),
+    ],
+)
+def test_bad_trusted_peers(bad: object, message: str) -> None:
+    with pytest.raises(ConfigError, match=f"^--forwarded-allow-ips: {message}"):
+        Config.from_options(forwarded_allow_ips=bad)
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("off", ()),
+        (False, ()),  # as uvicorn has it
+        (True, ("for", "proto")),
+        ("proto, for", ("for", "proto")),
+        (["prefix", "host", "port"], ("host", "port", "prefix")),
+        ("forwarded", ("forwarded",)),
+        ("forwarded,prefix", ("prefix", "forwarded")),
+    ],
+)
+def test_proxy_headers(given: object, kept: tuple[str, ...]) -> None:
+    assert Config.from_options(proxy_headers=given).proxy_headers == kept
+
+
+@pytest.mark.parametrize("bad", ["on", "x-forwarded-for", "for,off", "forwarded,for", None, 1])
+def test_bad_proxy_headers(bad: object) -> None:
+    with pytest.raises(ConfigError, match="^--proxy-headers: "):
+        Config.from_options(proxy_headers=bad)
+
+
 @pytest.mark.parametrize("name", ["app_dir", "access_logfile", "error_logfile", "pid"])
 def test_paths(name: str) -> None:
     assert getattr(Config.from_options(**{name: "a/b"}), name) == "a/b"

@@ -5,6 +5,7 @@ from fastserve._buffer cimport SendBuffer
 from fastserve._conversation cimport Conversation, Host
 from fastserve._headers cimport DateLine, ResponseHead
 from fastserve._parser cimport RequestParser
+from fastserve._proxy cimport Origin, Trust
 from fastserve._transport cimport Protocol, ProtocolFactory, Transport
 
 cdef enum:
@@ -59,6 +60,7 @@ cdef class Http1Factory(ProtocolFactory):
         Host host
         Upgrade upgrade                 # None: no other protocol
         Gate gate                       # None: as many at once as come
+        Trust trust                     # None: no peer is believed
         object access
         bint access_fields
         dict scope
@@ -81,6 +83,7 @@ cdef class Http1Connection(Protocol):
     cdef:
         Http1Factory factory
         RequestParser parser
+        Origin origin                   # what the peer says of requests; None: it is not trusted
         HttpExchange exchange           # the one whose response is not complete
         bytearray unparsed              # received, but not its turn yet
         Protocol successor              # has taken the connection over
@@ -100,6 +103,7 @@ cdef class Http1Connection(Protocol):
     cdef Py_ssize_t _parse(self, const char* data, Py_ssize_t length) except -1
     cdef int _keep(self, const char* data, Py_ssize_t length) except -1
     cdef int _begin(self) except -1
+    cdef int _tell_origin(self, HttpExchange exchange, dict scope) except -1
     cdef int _take_body(self) except -1
     cdef bint _may_spawn(self) except -1
     cdef int _spawn(self) except -1
@@ -143,6 +147,8 @@ cdef class HttpExchange(Conversation):
         bint is_http10
         bint keep_alive
         # for the access line
+        bint has_client                 # a proxy said who it is
+        object client
         str method
         bytes raw_path
         bytes query_string

@@ -2,6 +2,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from fastserve._conversation import Conversation, Host
+from fastserve._proxy import Trust
 from fastserve._transport import ProtocolFactory
 
 class Upgrade: ...
@@ -23,6 +24,7 @@ class Http1Factory(ProtocolFactory):
         *,
         upgrade: Upgrade | None = None,
         gate: Gate | None = None,
+        trust: Trust | None = None,
         access: Callable[..., None] | None = None,
         access_fields: bool = False,
         state: dict[str, Any] | None = None,

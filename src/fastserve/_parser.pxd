@@ -11,6 +11,9 @@ cdef enum ParserEvent:
     INVALID = 4         # `error_status`, `error_reason`; every later call says the same
 
 
+cdef bint is_authority(const unsigned char* p, const unsigned char* end) noexcept
+
+
 @cython.final
 cdef class RequestParser:
     cdef:

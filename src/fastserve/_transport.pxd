@@ -9,6 +9,7 @@ cdef class Transport:
         readonly object server          # ASGI `server`: (host, port) or (path, None)
         readonly object client          # ASGI `client`: (host, port) or None
         readonly object tls             # ASGI `tls` extension of the connection, or None
+        bint anonymous                  # `client` is a proxy that does not say for whom it speaks
         bint choked                     # too much is unsent; resume_writing will follow
 
     cdef SendBuffer output(self)

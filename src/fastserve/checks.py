@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import ipaddress
 import math
 import os
 import re
@@ -32,6 +33,7 @@ __all__ = [
     "Mask",
     "Path",
     "Poller",
+    "ProxyHeaders",
     "RootPath",
     "Seconds",
     "Several",
@@ -39,6 +41,7 @@ __all__ = [
     "Switch",
     "Target",
     "Text",
+    "TrustedPeers",
     "VerifyMode",
     "Whole",
     "WorkerClass",
@@ -360,6 +363,73 @@ class Several(Check):
         if not isinstance(value, Iterable):
             raise ValueError(f"one or a list of them expected, not {value!r}")
         return tuple(self.check(each) for each in value)
+
+
+class TrustedPeers(Check):
+    """Addresses and networks, `unix` and `*`; several with commas between them."""
+
+    metavar = "PEERS"
+    most = 1000
+
+    def __call__(self, value: Any) -> tuple[str, ...]:
+        peers = _words(value, "addresses")
+        if len(peers) > self.most:
+            raise ValueError(f"at most {self.most} addresses expected, not {len(peers)}")
+        return tuple(dict.fromkeys(map(self._peer, peers)))
+
+    @staticmethod
+    def _peer(word: str) -> str:
+        if word in ("unix", "*"):
+            return word
+        try:
+            network = ipaddress.ip_network(word)
+        except ValueError as error:
+            if "host bits" in str(error):
+                right = ipaddress.ip_network(word, strict=False)
+                raise ValueError(f"{word!r} is not a network; {right} is") from None
+            network = None
+        if network is None or "%" in word:
+            raise ValueError(f"an address, a network, unix or * expected, not {word!r}")
+        return str(network) if "/" in word else str(network.network_address)
+
+
+class ProxyHeaders(Check):
+    """What a trusted peer is asked for: the X-Forwarded fields by their last words, or
+    `forwarded`; uvicorn's True and False stand for the default and for nothing."""
+
+    names = ("for", "proto", "host", "port", "prefix")
+    default = ("for", "proto")
+    metavar = "NAMES"
+
+    def __call__(self, value: Any) -> tuple[str, ...]:
+        if isinstance(value, bool):
+            return self.default if value else ()
+        words = _words(value, "names")
+        if words == ["off"]:
+            return ()
+        for word in words:
+            if word not in (*self.names, "forwarded"):
+                raise ValueError(
+                    f"off, forwarded or some of {', '.join(self.names)} expected, not {word!r}"
+                )
+        if "forwarded" in words and not {*words} <= {"forwarded", "prefix"}:
+            raise ValueError(
+                "only one of Forwarded and X-Forwarded can be believed; "
+                "with forwarded nothing but prefix is possible"
+            )
+        return tuple(name for name in (*self.names, "forwarded") if name in words)
+
+
+def _words(value: Any, what: str) -> list[str]:
+    """A text with commas in it, or a list."""
+    words = value.split(",") if isinstance(value, str) else value
+    if not isinstance(words, Iterable):
+        raise ValueError(f"{what} with commas between them expected, not {value!r}")
+    words = list(words)
+    for word in words:
+        if not isinstance(word, str):
+            raise ValueError(f"{what} with commas between them expected, not {value!r}")
+    return [word.strip() for word in words if word.strip()]
 
 
 @dataclass(frozen=True, slots=True)

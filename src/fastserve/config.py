@@ -34,6 +34,7 @@ from fastserve.checks import (
     Mask,
     Path,
     Poller,
+    ProxyHeaders,
     RootPath,
     Seconds,
     Several,
@@ -41,6 +42,7 @@ from fastserve.checks import (
     Switch,
     Target,
     Text,
+    TrustedPeers,
     VerifyMode,
     Whole,
     WorkerClass,
@@ -220,6 +222,10 @@ def _no_access_log(value: bool, now: str | None) -> str | None:
     return None if value else now
 
 
+def _no_proxy_headers(value: bool, now: tuple[str, ...]) -> tuple[str, ...]:
+    return () if value else now
+
+
 def _uvloop(value: bool, now: str) -> str:
     return "uvloop" if value else now
 
@@ -232,6 +238,7 @@ TIMES = "Time limits"
 ANSWERS = "Answers"
 WEBSOCKETS = "WebSockets"
 TLS = "TLS"
+PROXIES = "Proxies"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -607,6 +614,31 @@ class Config:
         TLS,
         Seconds(),
         "For the whole handshake.",
+    )
+    forwarded_allow_ips: tuple[str, ...] = option(
+        ("127.0.0.1", "::1", "unix"),
+        PROXIES,
+        TrustedPeers(),
+        "Which peers are believed: addresses, networks, unix (sockets), * (all).",
+    )
+    proxy_headers: tuple[str, ...] = option(
+        ProxyHeaders.default,
+        PROXIES,
+        ProxyHeaders(),
+        "Which X-Forwarded fields of theirs: for,proto,host,port,prefix; or forwarded; or off.",
+        aliases=(Alias("no_proxy_headers", _no_proxy_headers, switch=True),),
+    )
+    forwarded_hops: int = option(
+        0,
+        PROXIES,
+        Whole(0, 32),
+        "How many proxies there are in a row; 0 asks their addresses.",
+    )
+    proxy_protocol: bool = option(
+        False,
+        PROXIES,
+        Switch(),
+        "Every connection begins with a PROXY header, version 1 or 2.",
     )
 
     log_level: str = option(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Iterator
@@ -11,6 +12,7 @@ from typing import Any
 from fastserve import systemd
 from fastserve._conversation import Host
 from fastserve._http1 import Gate, Http1Factory
+from fastserve._proxy import ProxyFactory, Trust
 from fastserve._reactor import Reactor
 from fastserve._tls import TlsFactory
 from fastserve._transport import ProtocolFactory
@@ -257,11 +259,13 @@ class Server:
             )
             stack.callback(reactor.close)
             host = Host(self.application, worker, report=_report_application)
+            trust = _trust(self.config)
             factory = _factory(
                 host,
                 self.config,
                 lifespan.state,
                 self._access,
+                trust,
                 # A thread that writes has nothing else that could tell it.
                 raises=self.config.raise_on_disconnect or isinstance(self.application, WSGI),
             )
@@ -277,6 +281,11 @@ class Server:
                     handshake_timeout=self.config.ssl_handshake_timeout,
                 )
                 worker.start(self._watch_certificates, worker, certificates)
+            if self.config.proxy_protocol:
+                for secure, inner in factories.items():
+                    factories[secure] = ProxyFactory(
+                        inner, trust, timeout=self.config.header_timeout
+                    )
             for each in self._sockets.listening:
                 reactor.listen(each.socket.fileno(), factories[each.secure], each.address)
             for each in self._sockets.listening:
@@ -325,6 +334,7 @@ def _factory(
     config: Config,
     state: dict[str, Any] | None,
     access: AccessLog | None,
+    trust: Trust,
     *,
     raises: bool,
 ) -> Http1Factory:
@@ -332,6 +342,7 @@ def _factory(
         host,
         upgrade=_upgrade(config),
         gate=_gate(config),
+        trust=trust if config.proxy_headers else None,
         access=None if access is None else access.write,
         access_fields=access is not None and access.wants_fields,
         state=state,
@@ -372,6 +383,21 @@ def _upgrade(config: Config) -> WebSocketUpgrade:
         ping_interval=config.ws_ping_interval,
         ping_timeout=config.ws_ping_timeout,
         close_timeout=config.ws_close_timeout,
+    )
+
+
+def _trust(config: Config) -> Trust:
+    networks = [
+        ipaddress.ip_network(peer)
+        for peer in config.forwarded_allow_ips
+        if peer not in ("unix", "*")
+    ]
+    return Trust(
+        [(network.network_address.packed, network.prefixlen) for network in networks],
+        unix="unix" in config.forwarded_allow_ips,
+        anyone="*" in config.forwarded_allow_ips,
+        names=config.proxy_headers,
+        hops=config.forwarded_hops,
     )
 
 
