@@ -352,6 +352,7 @@ cdef class Reactor:
         if self.polling:    # an application runs this loop again from inside a call
             return 0
         self.polling = True
+        self.turns += 1
         self.now = fs_monotonic_ms()
         try:
             count = self.poller.wait(self)
@@ -684,6 +685,9 @@ cdef class SocketTransport(Transport):
 
     cdef int64_t clock(self) noexcept:
         return self.reactor.clock()
+
+    cdef int64_t turn(self) noexcept:
+        return self.reactor.turns
 
     cdef int ready(self, int events) except -1:
         if events & (READABLE | BROKEN):
