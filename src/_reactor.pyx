@@ -349,6 +349,9 @@ cdef class Reactor:
     def poll(self):
         """Handle what is ready, without blocking; how many events that were."""
         cdef int count
+        # Here and not in `run_deferred`: with the loop's poller every descriptor's turn
+        # would have another poll asked for.
+        self.deferred_armed = False
         if self.polling:    # an application runs this loop again from inside a call
             return 0
         self.polling = True
@@ -483,7 +486,6 @@ cdef class Reactor:
         cdef list deferred = self.deferred
         cdef SocketTransport transport
         cdef Protocol protocol
-        self.deferred_armed = False
         if not deferred:
             return 0
         self.deferred = []

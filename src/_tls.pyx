@@ -10,7 +10,7 @@ from ssl import MemoryBIO, SSLError, SSLWantReadError
 cimport cython
 from cpython.buffer cimport PyBUF_READ
 from cpython.bytearray cimport PyByteArray_AS_STRING
-from cpython.bytes cimport PyBytes_GET_SIZE
+from cpython.bytes cimport PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.memoryview cimport PyMemoryView_FromMemory
 
 from fastserve._buffer cimport iovec
@@ -22,6 +22,13 @@ cdef bytes PLAIN_HTTP = (
     b"HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain; charset=utf-8\r\n"
     b"content-length: %d\r\nconnection: close\r\n\r\n%b" % (len(PLAIN_TEXT), PLAIN_TEXT)
 )
+
+
+cdef object _readable(const char* data, Py_ssize_t length):
+    """To be read during one call: a short copy is cheaper than a view."""
+    if length <= COPY_MOST:
+        return PyBytes_FromStringAndSize(data, length)
+    return PyMemoryView_FromMemory(<char*>data, length, PyBUF_READ)
 
 
 @cython.final
@@ -125,15 +132,17 @@ cdef class TlsTransport(Transport):
     """
 
     cdef int attach(self, Transport below) except -1:
-        cdef object session
+        cdef object session, inner
         self.below = below
         self.server = below.server
         self.client = below.client
         self.incoming = MemoryBIO()
         self.outgoing = MemoryBIO()
         self.session = session = self.factory.wrap(self.incoming, self.outgoing)
-        self.read = session.read
-        self.write = session.write
+        # An SSLObject's methods only call those of what is inside, in Python.
+        inner = getattr(session, "_sslobj", session)
+        self.read = inner.read
+        self.write = inner.write
         return 0
 
     cdef SendBuffer output(self):
@@ -207,7 +216,7 @@ cdef class TlsTransport(Transport):
                 self.closing = True
                 below.output().append_bytes(PLAIN_HTTP)
                 return below.close(True)
-        self.incoming.write(PyMemoryView_FromMemory(<char*>data, length, PyBUF_READ))
+        self.incoming.write(_readable(data, length))
         if self.protocol is not None:
             return self._decrypt()
         if self.incoming.pending > HANDSHAKE_MOST and not self.paused:
@@ -353,9 +362,7 @@ cdef class TlsTransport(Transport):
                 out.gather(&vector, 1)
                 length = min(<Py_ssize_t>vector.iov_len, <Py_ssize_t>PLAIN_SIZE)
                 # It takes a record at a time, and says how much that was.
-                length = self.write(
-                    PyMemoryView_FromMemory(<char*>vector.iov_base, length, PyBUF_READ)
-                )
+                length = self.write(_readable(<char*>vector.iov_base, length))
                 out.consume(length)
                 self._pass_on(below)
                 if out.pending and below.output().pending > COLLECT:

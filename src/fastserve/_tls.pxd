@@ -6,6 +6,7 @@ from fastserve._transport cimport Protocol, ProtocolFactory, Transport
 
 cdef enum:
     PLAIN_SIZE = 64 * 1024          # bytes decrypted, or encrypted, at once
+    COPY_MOST = 2048                # bytes that are rather copied than shown
     HANDSHAKES = 8                  # steps of handshakes in one turn of the loop
     HANDSHAKE_MOST = 64 * 1024      # bytes that wait for a handshake's turn; then reading pauses
     COLLECT = 64 * 1024             # encrypted bytes that are sent at once
