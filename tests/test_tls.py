@@ -11,7 +11,6 @@ import contextlib
 import gc
 import hashlib
 import importlib.util
-import logging
 import os
 import select
 import shutil
@@ -1595,10 +1594,18 @@ def living() -> Counter[str]:
 )
 def test_nothing_stays(serve: Serve) -> None:
     """Thousands of handshakes and requests: no objects, no descriptors, level memory."""
-    server = serve(echo, lifespan="off", **MUTUAL)
-    for record in logging.getLogger("fastserve").handlers:
-        if record is server:
-            server.setLevel(logging.CRITICAL)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        body, more = b"", True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return  # to raise would be logged, and what is logged is kept
+            body += message["body"]
+            more = message["more_body"]
+        await respond(send, body)
+
+    server = serve(app, lifespan="off", **MUTUAL)
     good = trusting(cert="client.pem")
     bad = trusting(cert="stranger.pem", version=V12)
     message = request("POST", "/", body=b"x" * 100)
