@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import ssl
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -75,6 +76,7 @@ class Scenario:
     headers: tuple[tuple[str, str], ...] = ()
     body: bytes = b""
     pipelined: int = 1
+    tls: bool = False
 
     @property
     def answer(self) -> bytes:
@@ -106,6 +108,7 @@ SCENARIOS = {
     "pipelined": Scenario("16 pipelined GETs, 64 connections", pipelined=16),
     "one": Scenario("plaintext GET, one connection", connections=1),
     "many": Scenario("plaintext GET, 512 connections", connections=512),
+    "tls": Scenario("plaintext GET over TLS, 64 connections, keep-alive", tls=True),
     "seed-get": Scenario("echo benchmark: GET, 20 connections", app="echo", connections=20),
     "seed-post": Scenario(
         "echo benchmark: POST, 20 connections",
@@ -156,7 +159,8 @@ def run_wrk(
     script = work / "wrk.lua"
     script.write_text(lua_script(scenario.request(port)))
     command = ["wrk", "-t1", f"-c{scenario.connections}", f"-d{seconds}s", "--timeout", "10s"]
-    command += ["-s", str(script), f"http://{HOST}:{port}/"]
+    scheme = "https" if scenario.tls else "http"
+    command += ["-s", str(script), f"{scheme}://{HOST}:{port}/"]
     done = subprocess.run(
         command,
         capture_output=True,
@@ -178,7 +182,11 @@ def run_wrk(
 
 def check_and_warm_up(server: servers.Server, name: str, scenario: Scenario) -> None:
     request = scenario.request(server.port)
-    with Client(connect(server.port, START_SECONDS, server.alive)) as client:
+    connection = connect(server.port, START_SECONDS, server.alive)
+    if scenario.tls:
+        context = ssl.create_default_context(cafile=servers.CERTIFICATES / "ca.pem")
+        connection = context.wrap_socket(connection, server_hostname="localhost")
+    with Client(connection) as client:
         for _ in range(WARM_UP_REQUESTS // scenario.pipelined):
             for answer in client.ask(request, scenario.pipelined):
                 # The floor cannot echo; it answers with as many bytes.
@@ -209,18 +217,22 @@ def visit(bench: Bench, name: str, number: int) -> Iterator[Sample]:
     """Start the server, once for all scenarios that can share it, and measure them."""
     for group in shareable(bench.keys):
         first = SCENARIOS[group[0]]
+        if first.tls and not servers.speaks_tls(name):
+            continue
         port = servers.free_port()
-        command = bench.installation.command(name, first.app, port, str(first.floor_size))
+        command = bench.installation.command(
+            name, first.app, port, str(first.floor_size), first.tls
+        )
         with servers.running(command, port, bench.installation.work, bench.server_core) as server:
             for key in group:
                 yield measure(bench, server, name, key, number)
 
 
 def shareable(keys: list[str]) -> list[list[str]]:
-    groups: dict[tuple[str, int], list[str]] = {}
+    groups: dict[tuple[str, int, bool], list[str]] = {}
     for key in keys:
         scenario = SCENARIOS[key]
-        groups.setdefault((scenario.app, scenario.floor_size), []).append(key)
+        groups.setdefault((scenario.app, scenario.floor_size, scenario.tls), []).append(key)
     return list(groups.values())
 
 

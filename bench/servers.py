@@ -70,6 +70,21 @@ WEBSOCKET_COMMANDS = {
 }
 
 
+# What makes each of them speak TLS. The certificate is one of the tests', with an EC key.
+CERTIFICATES = BENCH.parent / "tests" / "certificates"
+TLS_OPTIONS = {
+    "fastserve": "--certfile {certfile} --keyfile {keyfile}",
+    "uvicorn": "--ssl-certfile {certfile} --ssl-keyfile {keyfile}",
+    "granian": "--ssl-certificate {certfile} --ssl-keyfile {keyfile}",
+    "gunicorn": "--certfile {certfile} --keyfile {keyfile}",
+    "hypercorn": "--certfile {certfile} --keyfile {keyfile}",
+}
+
+
+def speaks_tls(name: str) -> bool:
+    return name.partition("-")[0] in TLS_OPTIONS
+
+
 def is_ours(name: str) -> bool:
     return name.startswith("fastserve-")
 
@@ -95,7 +110,9 @@ class Installation:
     peers: str
     floor: str
 
-    def command(self, name: str, app: str, port: int, floor_answer: str) -> list[str]:
+    def command(
+        self, name: str, app: str, port: int, floor_answer: str, tls: bool = False
+    ) -> list[str]:
         """`floor_answer` is for the floor, which has no application: see floor.c."""
         values = {
             "python": self.ours if is_ours(name) else self.peers,
@@ -105,8 +122,12 @@ class Installation:
             "host": HOST,
             "port": str(port),
             "floor_answer": floor_answer,
+            "certfile": str(CERTIFICATES / "server.pem"),
+            "keyfile": str(CERTIFICATES / "server.key"),
         }
         command = (COMMANDS | WEBSOCKET_COMMANDS)[name]
+        if tls:
+            command += " " + TLS_OPTIONS[name.partition("-")[0]]
         return [word.format_map(values) for word in command.split()]
 
 

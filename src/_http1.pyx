@@ -219,7 +219,7 @@ cdef class Http1Connection(Protocol):
         self.eof = True
         if self.exchange is not None:
             # A half-close ends the request, not the response, which is still written.
-            self.exchange.disconnect(False)
+            self._tell_eof()
         elif self.unparsed is None:
             self._close(False)
         return 0
@@ -294,12 +294,19 @@ cdef class Http1Connection(Protocol):
             self._keep(data + used, length - used)
         if not self.proceeding and self.exchange is not None and not self.exchange.spawned:
             return 0        # `proceed` comes in this very turn, and settles
-        if self.eof and self.exchange is not None and (
-            self.exchange.request_complete or self.unparsed is None
-        ):
+        if self.eof and self.exchange is not None:
             # The FIN came before this request had its turn: it will not be told again.
-            self.exchange.disconnect(False)
+            self._tell_eof()
         return self._settle()
+
+    cdef int _tell_eof(self) except -1:
+        """Not before what was received of the request, which may be waiting to be parsed."""
+        cdef HttpExchange exchange = self.exchange
+        if exchange.request_complete or (
+            self.unparsed is None and exchange.buffered <= BODY_BUFFER
+        ):
+            exchange.disconnect(False)
+        return 0
 
     cdef Py_ssize_t _parse(self, const char* data, Py_ssize_t length) except -1:
         """How many bytes were used. An application that is started here may end its

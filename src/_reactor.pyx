@@ -364,9 +364,13 @@ cdef class Reactor:
     def poll(self):
         """Handle what is ready, without blocking; how many events that were."""
         cdef int count
+        # Here and not in `run_deferred`: with the loop's poller every descriptor's turn
+        # would have another poll asked for.
+        self.deferred_armed = False
         if self.polling:    # an application runs this loop again from inside a call
             return 0
         self.polling = True
+        self.turns += 1
         self.now = fs_monotonic_ms()
         try:
             count = self.poller.wait(self)
@@ -500,7 +504,6 @@ cdef class Reactor:
         cdef list deferred = self.deferred
         cdef SocketTransport transport
         cdef Protocol protocol
-        self.deferred_armed = False
         if not deferred:
             return 0
         self.deferred = []
@@ -743,6 +746,9 @@ cdef class SocketTransport(Transport):
 
     cdef int64_t clock(self) noexcept:
         return self.reactor.clock()
+
+    cdef int64_t turn(self) noexcept:
+        return self.reactor.turns
 
     cdef int ready(self, int events) except -1:
         cdef int more = 0

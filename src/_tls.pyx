@@ -10,7 +10,7 @@ from ssl import MemoryBIO, SSLError, SSLWantReadError
 cimport cython
 from cpython.buffer cimport PyBUF_READ
 from cpython.bytearray cimport PyByteArray_AS_STRING
-from cpython.bytes cimport PyBytes_GET_SIZE
+from cpython.bytes cimport PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.memoryview cimport PyMemoryView_FromMemory
 
 from fastserve._buffer cimport iovec
@@ -22,6 +22,13 @@ cdef bytes PLAIN_HTTP = (
     b"HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain; charset=utf-8\r\n"
     b"content-length: %d\r\nconnection: close\r\n\r\n%b" % (len(PLAIN_TEXT), PLAIN_TEXT)
 )
+
+
+cdef object _readable(const char* data, Py_ssize_t length):
+    """To be read during one call: a short copy is cheaper than a view."""
+    if length <= COPY_MOST:
+        return PyBytes_FromStringAndSize(data, length)
+    return PyMemoryView_FromMemory(<char*>data, length, PyBUF_READ)
 
 
 @cython.final
@@ -48,11 +55,11 @@ cdef class TlsFactory(ProtocolFactory):
         protocol.tls = tls
         return protocol
 
-    cdef bint may_shake(self, int64_t now) noexcept:
+    cdef bint may_shake(self, int64_t turn) noexcept:
         """A handshake costs a signature, milliseconds with RSA: some in each turn of the loop,
         so that the connections that have theirs behind them are not kept waiting."""
-        if now != self.turn:
-            self.turn = now
+        if turn != self.turn:
+            self.turn = turn
             self.shaken = 0
         self.shaken += 1
         return self.shaken <= HANDSHAKES
@@ -76,7 +83,7 @@ cdef class TlsProtocol(Protocol):
         return self.tls.attach(transport)
 
     cdef int data_received(self, const char* data, Py_ssize_t length) except -1:
-        return self.tls.received(self, data, length)
+        return self.tls.received(data, length)
 
     cdef int eof_received(self) except -1:
         return self.tls.ended()
@@ -125,16 +132,17 @@ cdef class TlsTransport(Transport):
     """
 
     cdef int attach(self, Transport below) except -1:
-        cdef object session
+        cdef object session, inner
         self.below = below
         self.server = below.server
         self.client = below.client
         self.incoming = MemoryBIO()
         self.outgoing = MemoryBIO()
         self.session = session = self.factory.wrap(self.incoming, self.outgoing)
-        self.read = session.read
-        self.write = session.write
-        self.pending = session.pending
+        # An SSLObject's methods only call those of what is inside, in Python.
+        inner = getattr(session, "_sslobj", session)
+        self.read = inner.read
+        self.write = inner.write
         return 0
 
     cdef SendBuffer output(self):
@@ -148,7 +156,8 @@ cdef class TlsTransport(Transport):
             return 0
         self.encrypt()
         below.flush()
-        self.choked = self.choked or below.choked
+        if self.below is not None:
+            self.choked = self.choked or below.choked
         return 0
 
     cdef int set_protocol(self, Protocol protocol) except -1:
@@ -191,42 +200,53 @@ cdef class TlsTransport(Transport):
     cdef int64_t clock(self) noexcept:
         return 0 if self.below is None else self.below.clock()
 
+    cdef int64_t turn(self) noexcept:
+        return 0 if self.below is None else self.below.turn()
+
     # From below.
 
-    cdef int received(self, TlsProtocol protocol, const char* data, Py_ssize_t length) except -1:
-        if self.closing:
+    cdef int received(self, const char* data, Py_ssize_t length) except -1:
+        cdef Transport below = self.below
+        # What follows a close_notify is nothing (RFC 8446 section 6.1), and is not kept.
+        if self.closing or self.eof:
             return 0
-        self.incoming.write(PyMemoryView_FromMemory(<char*>data, length, PyBUF_READ))
-        if self.protocol is None and not self._shake_hands(protocol):
-            return 0
-        return self._decrypt()
+        if self.protocol is None and not self.begun:
+            self.begun = True
+            if c"A" <= data[0] <= c"Z":     # no record of TLS begins like this
+                self.closing = True
+                below.output().append_bytes(PLAIN_HTTP)
+                return below.close(True)
+        self.incoming.write(_readable(data, length))
+        if self.protocol is not None:
+            return self._decrypt()
+        if self.incoming.pending > HANDSHAKE_MOST and not self.paused:
+            self.paused = True
+            below.pause_reading()
+        # In the order of arrival, and when the others' requests have been received.
+        return below.call_soon()
 
     cdef int go_on(self, TlsProtocol protocol) except -1:
         """The answer to `call_soon`, ours or the protocol's above."""
         cdef Protocol above = self.protocol
         if above is None:
-            if self.closing or not self.incoming.pending or not self._shake_hands(protocol):
+            if self.closing or not self._shake_hands(protocol):
                 return 0
         elif self.deferred:
             self.deferred = False
             if not self.closing:
                 above.proceed()
-        if not self.closing and not self.paused and self._has_input():
-            self._decrypt()
-        return self.encrypt()
+        return self._decrypt()
 
     cdef int ended(self) except -1:
         """The peer sends no more: after its close_notify that is no news. Without one a message
         may be cut; how long a request is, its own framing says."""
-        cdef Protocol above = self.protocol
         cdef Transport below = self.below
-        if above is None:
-            return below.close(False)
-        if not (self.eof or self.closing):
-            self.eof = True
-            above.eof_received()
-            self.encrypt()
-        return 0
+        self.fin = True
+        if self.protocol is not None:
+            return self._decrypt()
+        if self.incoming.pending and not self.closing:
+            return 0        # it still has its turn
+        return below.close(False)
 
     cdef int lost(self) except -1:
         cdef Protocol above = self.protocol
@@ -234,7 +254,7 @@ cdef class TlsTransport(Transport):
         self.protocol = None
         self.choked = False
         self.out = None
-        self.session = self.read = self.write = self.pending = None
+        self.session = self.read = self.write = self.incoming = self.outgoing = None
         return 0 if above is None else above.connection_lost()
 
     cdef int may_send_again(self) except -1:
@@ -258,24 +278,25 @@ cdef class TlsTransport(Transport):
         cdef Transport below = self.below
         cdef TlsFactory factory = self.factory
         cdef Protocol above
-        if not factory.may_shake(below.clock()):
-            if self.incoming.pending > HANDSHAKE_MOST:
-                below.abort()
-            else:
-                below.call_soon()
+        if not self.incoming.pending:
+            return False
+        if not factory.may_shake(below.turn()):
+            below.call_soon()
             return False
         try:
             self.session.do_handshake()
         except SSLWantReadError:
             self._pass_on(below)
+            if self.fin:
+                below.close(False)
+            elif self.paused:
+                self.paused = False
+                below.resume_reading()
             return False
-        except SSLError as error:
+        except SSLError:
             # The peer's doing: it gets its alert, and nobody is told of every scanner.
             self.closing = True
-            if error.reason == "HTTP_REQUEST":
-                below.output().append_bytes(PLAIN_HTTP)
-            else:
-                self._pass_on(below)
+            self._pass_on(below)
             below.close(True)
             return False
         self._pass_on(below)
@@ -284,14 +305,14 @@ cdef class TlsTransport(Transport):
         above = factory.inner.build()
         self.protocol = above
         above.connection_made(self)
+        if self.paused:
+            self.resume_reading()
         return True
 
-    cdef bint _has_input(self) except -1:
-        return self.incoming.pending > 0 or self.pending() > 0
-
     cdef int _decrypt(self) except -1:
-        """Hand up what has come, until there is no more or reading pauses. Whether there is
-        more is asked, since to be refused costs an exception."""
+        """Hand up what has come, until there is no more or reading pauses. OpenSSL takes a
+        record at a time and gives all of it, so that the BIO alone knows of more; it is
+        asked, since to be refused costs an exception."""
         cdef Transport below = self.below
         cdef Protocol above
         cdef bytearray plain = self.factory.plain
@@ -299,23 +320,34 @@ cdef class TlsTransport(Transport):
         while not (self.paused or self.closing or self.eof):
             above = self.protocol
             if above is None:
-                return 0
+                return 0        # lost
+            if not self.incoming.pending:
+                if self.fin:
+                    self.eof = True
+                    above.eof_received()
+                break
             try:
                 length = self.read(PLAIN_SIZE, plain)
             except SSLWantReadError:
-                break
+                continue        # part of a record, or none with data
             except SSLError:
-                self.closing = True
-                self._pass_on(below)
-                return below.close(False)
+                return self._give_up(below)
             if length == 0:
                 self.eof = True
                 above.eof_received()
                 break
             above.data_received(PyByteArray_AS_STRING(plain), length)
-            if self.below is None or not self._has_input():
-                break
         return self.encrypt()
+
+    cdef int _give_up(self, Transport below) except -1:
+        """The peer has broken TLS: its alert, and the end. Nothing can be encrypted any more,
+        so if the alert cannot leave at once it never will."""
+        self.closing = True
+        self._pass_on(below)
+        below.close(True)
+        if self.below is not None:
+            below.abort()
+        return 0
 
     cdef int encrypt(self) except -1:
         """What the protocol above has appended goes below, as much as is taken there."""
@@ -325,20 +357,19 @@ cdef class TlsTransport(Transport):
         cdef Py_ssize_t length
         if below is None:
             return 0
-        if out is not None and self.protocol is not None:
+        if out is not None:
             while out.pending and not below.choked:
                 out.gather(&vector, 1)
                 length = min(<Py_ssize_t>vector.iov_len, <Py_ssize_t>PLAIN_SIZE)
-                length = self.write(
-                    PyMemoryView_FromMemory(<char*>vector.iov_base, length, PyBUF_READ)
-                )
+                # It takes a record at a time, and says how much that was.
+                length = self.write(_readable(<char*>vector.iov_base, length))
                 out.consume(length)
                 self._pass_on(below)
-                if out.pending:
+                if out.pending and below.output().pending > COLLECT:
                     below.flush()
                     if self.below is None:
                         return 0
-            if out.pending == 0:
+            if out.pending == 0 and self.out is out:
                 self.out = None
                 self.factory.give_buffer(out)
         elif self.outgoing.pending:
@@ -356,10 +387,9 @@ cdef class TlsTransport(Transport):
         """Everything is encrypted: the close_notify (RFC 8446 section 6.1), and the end below.
         The peer's own close_notify is not waited for."""
         cdef Transport below = self.below
-        if self.protocol is not None:
-            try:
-                self.session.unwrap()
-            except SSLError:
-                pass        # which is how it says that the peer has not answered yet
-            self._pass_on(below)
+        try:
+            self.session.unwrap()
+        except SSLError:
+            pass        # which is how it says that the peer has not answered yet
+        self._pass_on(below)
         return below.close(self.linger)

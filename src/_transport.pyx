@@ -24,7 +24,8 @@ cdef class Transport:
     * `pause_reading`, `resume_reading`: whether `data_received` may be called. Neither
       of them calls it.
     * `call_soon()`: have the protocol's `proceed` called when the stack has unwound.
-    * `clock()`: milliseconds of a monotonic clock.
+    * `clock()`: milliseconds of a monotonic clock. `turn()`: another number as soon as what
+      was deferred with `call_soon` has had its turn.
 
     Error handling: nothing is raised for what a peer or the operating system does.
     """
@@ -54,6 +55,9 @@ cdef class Transport:
         raise NotImplementedError
 
     cdef int64_t clock(self) noexcept:
+        return 0
+
+    cdef int64_t turn(self) noexcept:
         return 0
 
 

@@ -223,8 +223,8 @@ class Running(logging.Handler):
         if record.levelno >= logging.WARNING:
             self.errors.append(record)
         text = record.getMessage()
-        if text.startswith("Running on http://"):
-            host, _, port = text.split()[2].removeprefix("http://").rpartition(":")
+        if text.startswith(("Running on http://", "Running on https://")):
+            host, _, port = text.split()[2].partition("://")[2].rpartition(":")
             self.addresses.put((host, int(port)))
         elif text.startswith("Running on unix:"):
             self.addresses.put(text.split()[2].removeprefix("unix:"))

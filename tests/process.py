@@ -22,7 +22,7 @@ import fastserve
 APPS = Path(__file__).parent / "apps"
 SOURCES = Path(fastserve.__file__).parent.parent
 
-RUNNING = r"Running on http://(\S+):(\d+) "
+RUNNING = r"Running on https?://(\S+):(\d+) "
 DRAINING = "finishing what is under way"
 
 

@@ -101,6 +101,7 @@ cdef class Http1Connection(Protocol):
 
     cdef int _consume(self, const char* data, Py_ssize_t length) except -1
     cdef Py_ssize_t _parse(self, const char* data, Py_ssize_t length) except -1
+    cdef int _tell_eof(self) except -1
     cdef int _keep(self, const char* data, Py_ssize_t length) except -1
     cdef int _begin(self) except -1
     cdef int _tell_origin(self, HttpExchange exchange, dict scope) except -1

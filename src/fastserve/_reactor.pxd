@@ -50,6 +50,7 @@ cdef class Reactor:
         list deferred                   # transports whose protocol is to proceed
         bint deferred_armed             # the worker was asked to poll for them
         bint polling
+        int64_t turns                   # calls of poll()
         int64_t now                     # milliseconds, as of the beginning of the batch
         int64_t write_timeout           # milliseconds
         Py_ssize_t max_connections      # 0: any number

@@ -6,8 +6,10 @@ from fastserve._transport cimport Protocol, ProtocolFactory, Transport
 
 cdef enum:
     PLAIN_SIZE = 64 * 1024          # bytes decrypted, or encrypted, at once
+    COPY_MOST = 2048                # bytes that are rather copied than shown
     HANDSHAKES = 8                  # steps of handshakes in one turn of the loop
-    HANDSHAKE_MOST = 64 * 1024      # bytes of a handshake that waits for its turn
+    HANDSHAKE_MOST = 64 * 1024      # bytes that wait for a handshake's turn; then reading pauses
+    COLLECT = 64 * 1024             # encrypted bytes that are sent at once
     SPARE_BUFFERS = 64              # SendBuffers kept for the next response
 
 
@@ -22,7 +24,7 @@ cdef class TlsFactory(ProtocolFactory):
         int64_t turn
         int shaken
 
-    cdef bint may_shake(self, int64_t now) noexcept
+    cdef bint may_shake(self, int64_t turn) noexcept
     cdef SendBuffer take_buffer(self)
     cdef int give_buffer(self, SendBuffer buffer) except -1
 
@@ -39,22 +41,24 @@ cdef class TlsTransport(Transport):
         SendBuffer out              # plaintext; None when nothing is unsent
         object session              # an ssl.SSLObject
         object incoming, outgoing   # its ssl.MemoryBIOs
-        object read, write, pending     # its methods
+        object read, write          # its methods
+        bint begun                  # something has been received
         bint paused
         bint closing
         bint linger
         bint deferred               # the protocol above is to proceed
-        bint eof
+        bint fin                    # nothing more comes from below,
+        bint eof                    # and the protocol above knows, or need not
 
     cdef int attach(self, Transport below) except -1
-    cdef int received(self, TlsProtocol protocol, const char* data, Py_ssize_t length) except -1
+    cdef int received(self, const char* data, Py_ssize_t length) except -1
     cdef int go_on(self, TlsProtocol protocol) except -1
     cdef int ended(self) except -1
     cdef int lost(self) except -1
     cdef int may_send_again(self) except -1
     cdef int encrypt(self) except -1
     cdef bint _shake_hands(self, TlsProtocol protocol) except -1
-    cdef bint _has_input(self) except -1
     cdef int _decrypt(self) except -1
+    cdef int _give_up(self, Transport below) except -1
     cdef int _pass_on(self, Transport below) except -1
     cdef int _finish_close(self) except -1

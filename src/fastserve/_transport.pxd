@@ -21,6 +21,7 @@ cdef class Transport:
     cdef int abort(self) except -1
     cdef int call_soon(self) except -1
     cdef int64_t clock(self) noexcept
+    cdef int64_t turn(self) noexcept
 
 
 cdef class Protocol:

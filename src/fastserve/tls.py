@@ -37,11 +37,18 @@ class Identity:
 
     def __init__(self, config: Config, certfile: str, keyfile: str) -> None:
         self.context = _context(config, certfile, keyfile)
+        self.context.identity = self
         self.pem = _leaf(certfile)
         self.names = _names(certfile)
         self.suites = {
             cipher["name"]: cipher["id"] & 0xFFFF for cipher in self.context.get_ciphers()
         }
+
+
+class Context(ssl.SSLContext):
+    """A session knows its context, and so whose certificate it shows, also after a reload."""
+
+    identity: Identity
 
 
 class Certificates:
@@ -65,7 +72,8 @@ class Certificates:
     def load(self) -> None:
         config = self._config
         files = list(zip(config.certfile, config.keyfile or config.certfile, strict=True))
-        stamps = _stamps(config)
+        # Kept also when it fails, so that it is not tried, and complained of, again and again.
+        self._stamps = _stamps(config)
         identities = [Identity(config, *pair) for pair in files]
         by_name: dict[str, Identity] = {}
         for identity in identities:
@@ -82,36 +90,37 @@ class Certificates:
 
             identities[0].context.sni_callback = choose
         # Only now, when all of it has turned out to be good.
-        self._identities = {id(identity.context): identity for identity in identities}
         self._context = identities[0].context
-        self._stamps = stamps
 
     def have_changed(self) -> bool:
-        """Whether a file is another one than when it was loaded."""
-        return _stamps(self._config) != self._stamps
+        """Whether a file is another one than at the last `load()`."""
+        stamps = _stamps(self._config)
+        # A file that is missing is being replaced at this very moment, perhaps.
+        return None not in stamps and stamps != self._stamps
 
     def wrap(self, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO) -> ssl.SSLObject:
         return self._context.wrap_bio(incoming, outgoing, server_side=True)
 
     def describe(self, session: ssl.SSLObject) -> dict[str, Any]:
         """The ASGI `tls` extension (ASGI TLS spec 0.2)."""
-        # Of a context that was loaded before, only a handshake under way knows.
-        identity = self._identities.get(id(session.context))
+        context = session.context
+        assert isinstance(context, Context)
+        identity = context.identity
         cipher = session.cipher()
         version = session.version()
         chain = _client_chain(session)
         return {
-            "server_cert": identity.pem if identity else None,
+            "server_cert": identity.pem,
             "client_cert_chain": chain,
             "client_cert_name": _distinguished_name(session.getpeercert()) if chain else None,
             "client_cert_error": None,  # a certificate that is not good ends the handshake
             "tls_version": VERSION_NUMBERS.get(version) if version else None,
-            "cipher_suite": identity.suites.get(cipher[0]) if identity and cipher else None,
+            "cipher_suite": identity.suites.get(cipher[0]) if cipher else None,
         }
 
 
-def _context(config: Config, certfile: str, keyfile: str) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+def _context(config: Config, certfile: str, keyfile: str) -> Context:
+    context = Context(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = VERSIONS[config.tls_min_version]
     context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
     context.options |= ssl.OP_CIPHER_SERVER_PREFERENCE
@@ -121,18 +130,53 @@ def _context(config: Config, certfile: str, keyfile: str) -> ssl.SSLContext:
             context.set_ciphers(config.ciphers)
         except ssl.SSLError:
             raise ConfigError(f"--ciphers: {config.ciphers!r} selects none") from None
-    try:
-        # Never None: OpenSSL would ask for the password on the terminal.
-        context.load_cert_chain(certfile, keyfile, config.keyfile_password or "")
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"--certfile: {certfile!r} and its key: {_reason(error)}") from None
+    _load_certificate(context, certfile, keyfile, config.keyfile_password)
     if config.ca_certs is not None:
         try:
             context.load_verify_locations(config.ca_certs)
         except OSError as error:
             raise ConfigError(f"--ca-certs: {config.ca_certs!r}: {_reason(error)}") from None
     context.verify_mode = VERIFY_MODES[config.verify_mode]
+    if context.verify_mode != ssl.CERT_NONE:
+        # A ticket has the client's certificate without its chain, which the server's memory
+        # of the session has.
+        context.options |= ssl.OP_NO_TICKET
     return context
+
+
+def _load_certificate(
+    context: ssl.SSLContext, certfile: str, keyfile: str, password: str | None
+) -> None:
+    if "CERTIFICATE-----" not in _read("--certfile", certfile):
+        raise ConfigError(f"--certfile: {certfile!r} holds no certificate in PEM")
+    key = _read("--keyfile", keyfile)
+    if "PRIVATE KEY-----" not in key:
+        if keyfile == certfile:
+            raise ConfigError(f"--keyfile: needed, since {certfile!r} holds no private key")
+        raise ConfigError(f"--keyfile: {keyfile!r} holds no private key in PEM")
+    is_encrypted = "ENCRYPTED" in key  # PKCS #8 and the older form both say so in clear text
+    if is_encrypted and password is None:
+        raise ConfigError(f"--keyfile-password: needed, since {keyfile!r} is encrypted")
+    try:
+        # Never None: OpenSSL would ask for the password on the terminal.
+        context.load_cert_chain(certfile, keyfile, password or "")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", None)
+        if reason in ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED"):
+            problem = f"--keyfile: {keyfile!r} is not the key of {certfile!r}"
+        elif is_encrypted:
+            problem = f"--keyfile-password: does not decrypt {keyfile!r}"
+        else:
+            problem = f"--certfile: {certfile!r} with {keyfile!r}: {_reason(error)}"
+        raise ConfigError(problem) from None
+
+
+def _read(option: str, path: str) -> str:
+    try:
+        with open(path, encoding="ascii", errors="replace") as file:
+            return file.read()
+    except OSError as error:
+        raise ConfigError(f"{option}: {path!r}: {_reason(error)}") from None
 
 
 def _reason(error: Exception) -> str:
@@ -155,8 +199,7 @@ def _stamps(config: Config) -> list[tuple[int, int, int] | None]:
 
 def _leaf(certfile: str) -> str:
     """The server's own certificate, without what is written around it and behind it."""
-    with open(certfile, encoding="ascii", errors="replace") as file:
-        text = file.read()
+    text = _read("--certfile", certfile)
     begin, end = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
     return f"{begin}{text.partition(begin)[2].partition(end)[0]}{end}\n"
 
@@ -184,9 +227,12 @@ def _client_chain(session: ssl.SSLObject) -> tuple[str, ...]:
     leaf = session.getpeercert(True)
     if leaf is None:
         return ()
-    # From Python 3.13 on the whole chain can be had.
-    chain = session.get_unverified_chain() if hasattr(session, "get_unverified_chain") else [leaf]
-    return tuple(ssl.DER_cert_to_PEM_cert(certificate) for certificate in chain)
+    if hasattr(session, "get_unverified_chain"):
+        chain = session.get_unverified_chain()
+    else:  # before Python 3.13 it has no public name
+        found = session._sslobj.get_unverified_chain() or ()  # type: ignore[attr-defined]
+        chain = [one.public_bytes(ssl._ssl.ENCODING_DER) for one in found]  # type: ignore[attr-defined]
+    return tuple(ssl.DER_cert_to_PEM_cert(certificate) for certificate in chain or [leaf])
 
 
 def _distinguished_name(certificate: dict[str, Any] | None) -> str | None:
