@@ -208,7 +208,7 @@ cdef class TlsTransport(Transport):
     cdef int received(self, const char* data, Py_ssize_t length) except -1:
         cdef Transport below = self.below
         # What follows a close_notify is nothing (RFC 8446 section 6.1), and is not kept.
-        if self.closing or self.eof:
+        if self.closing or self.fin:
             return 0
         if self.protocol is None and not self.begun:
             self.begun = True
@@ -322,7 +322,9 @@ cdef class TlsTransport(Transport):
             if above is None:
                 return 0        # lost
             if not self.incoming.pending:
-                if self.fin:
+                # A protocol that is to proceed has not settled yet whether it takes more: an end
+                # would overtake what it keeps for itself.
+                if self.fin and not self.deferred:
                     self.eof = True
                     above.eof_received()
                 break
@@ -333,9 +335,9 @@ cdef class TlsTransport(Transport):
             except SSLError:
                 return self._give_up(below)
             if length == 0:
-                self.eof = True
-                above.eof_received()
-                break
+                self.fin = True
+                self.incoming.read()
+                continue
             above.data_received(PyByteArray_AS_STRING(plain), length)
         return self.encrypt()
 

@@ -47,8 +47,8 @@ cdef class TlsTransport(Transport):
         bint closing
         bint linger
         bint deferred               # the protocol above is to proceed
-        bint fin                    # nothing more comes from below,
-        bint eof                    # and the protocol above knows, or need not
+        bint fin                    # nothing more comes: a close_notify, or a FIN below,
+        bint eof                    # and the protocol above knows
 
     cdef int attach(self, Transport below) except -1
     cdef int received(self, const char* data, Py_ssize_t length) except -1
