@@ -417,7 +417,7 @@ cdef class Http1Connection(Protocol):
         """What a trusted peer says of the request goes into its scope."""
         cdef Origin origin = self.origin
         cdef list headers = self.parser.headers
-        origin.resolve(headers, self.factory.scope["scheme"])
+        origin.resolve(headers, scope["scheme"])
         if origin.has_client:
             exchange.has_client = True
             exchange.client = origin.client

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import POLLERS, WORKERS, Client, request
+from conftest import POLLERS, WORKERS, Client, measures_memory, request
 from process import Process, eventually
 
-pytestmark = pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs /proc")
+pytestmark = measures_memory
 
 MIB = 1024 * 1024
 GIB = 1024 * MIB

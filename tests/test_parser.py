@@ -19,6 +19,7 @@ from typing import Any
 import h11
 import httptools
 import pytest
+from conftest import measures_memory
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -1142,12 +1143,7 @@ def test_no_object_leaks() -> None:
     assert sys.getrefcount(host) == references
 
 
-def address_sanitizer() -> bool:
-    maps = Path("/proc/self/maps")
-    return maps.exists() and "libasan" in maps.read_text()
-
-
-@pytest.mark.skipif(address_sanitizer(), reason="keeps freed memory in quarantine")
+@measures_memory
 def test_no_held_line_leaks() -> None:
     """The memory for a line in parts is not Python's, so the process is asked."""
     long = b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"y" * 50_000
@@ -1161,10 +1157,7 @@ def test_no_held_line_leaks() -> None:
             assert parse([long, b"y"]) == []  # given up
 
     def resident() -> int:
-        statm = Path("/proc/self/statm")
-        if statm.exists():
-            return int(statm.read_text().split()[1]) * resource.getpagesize()
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # the peak; macOS
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
     rounds(20)
     before = resident()

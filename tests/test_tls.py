@@ -36,6 +36,7 @@ from conftest import (
     Running,
     Serve,
     hello,
+    measures_memory,
     read_body,
     request,
     respond,
@@ -518,13 +519,6 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-# The sanitizer keeps for a while what was freed.
-LEVEL_MEMORY = pytest.mark.skipif(
-    not os.path.isdir("/proc/self") or "asan" in os.environ.get("LD_PRELOAD", ""),
-    reason="needs /proc, and memory that is given back",
-)
-
-
 def test_the_end_of_a_body_is_not_overtaken(serve: Serve) -> None:
     """All in one packet, and the application has not begun when it has been received."""
     server = serve(echo, **SERVER)
@@ -541,7 +535,7 @@ def test_the_end_of_a_body_is_not_overtaken(serve: Serve) -> None:
     assert server.errors == []
 
 
-@LEVEL_MEMORY
+@measures_memory
 def test_nothing_is_kept_behind_a_close_notify(serve: Serve) -> None:
     """Who has said that nothing follows, and sends all the same, is not collected."""
     gate = Gate()

@@ -36,6 +36,7 @@ from conftest import (
     frame,
     handshake,
     hello,
+    measures_memory,
     request,
     respond,
 )
@@ -1337,10 +1338,7 @@ def resident_memory() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
-needs_proc = pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="needs /proc")
-
-
-@needs_proc
+@measures_memory
 def test_bomb(serve: Serve) -> None:
     """What a message becomes is bounded while it becomes it."""
     server = serve(Application(), lifespan="off", ws_max_size=BOMB_MOST)
@@ -1585,7 +1583,7 @@ def test_receiving_is_bounded(serve: Serve) -> None:
         assert errors_of(server) == []
 
 
-@needs_proc
+@measures_memory
 def test_what_is_received_early_is_bounded(serve: Serve) -> None:
     """The server itself holds little for each of those that it keeps waiting."""
     app = Gate()
@@ -2320,7 +2318,7 @@ def connect_many(server: Running, count: int, target: str = "/") -> list[WebSock
     return clients
 
 
-@needs_proc
+@measures_memory
 def test_many_with_a_slow_reader(serve: Serve, many_descriptors: None) -> None:
     """Two thousand are served as if one of them were not held up; each of them costs little."""
     count = 2000
@@ -2373,7 +2371,7 @@ def test_resets_in_the_middle_of_a_frame(serve: Serve, many_descriptors: None) -
     assert errors_of(server) == []
 
 
-@needs_proc
+@measures_memory
 def test_soak(serve: Serve) -> None:
     """A thousand come and go, each in its way, and all is as it was."""
     app = Application()

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import measures_memory
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from websockets.exceptions import NegotiationError
@@ -783,7 +784,7 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
+@measures_memory
 def test_an_idle_decoder_keeps_no_zlib_state() -> None:
     """Without context takeover it is lent for a message; 40 KiB each would be 80 MiB."""
     pool = DeflatePool()

@@ -20,7 +20,7 @@ from typing import Any
 from wsgiref.validate import validator
 
 import pytest
-from conftest import PATIENCE, WORKERS, Client, Serve, request
+from conftest import PATIENCE, WORKERS, Client, Serve, measures_memory, request
 from process import Process, eventually
 from test_frameworks import CONTENT, NUMBERS, Site, check_stream, check_upload, curl, sites
 
@@ -846,7 +846,7 @@ def loop(request: pytest.FixtureRequest) -> str:
     return name
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
+@measures_memory
 class TestMemory:
     @pytest.fixture
     def streaming(self, loop: str) -> Iterator[Streaming]:
