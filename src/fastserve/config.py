@@ -596,11 +596,12 @@ class Config:
         "Whether clients are asked for a certificate.",
         aliases=(Alias("ssl_cert_reqs"), Alias("cert_reqs")),
     )
-    ciphers: str | None = option(
-        None,
+    ciphers: str = option(
+        # With forward secrecy and authentication alone, whatever the system's default is.
+        "ECDHE+AESGCM:ECDHE+CHACHA20",
         TLS,
         Text(),
-        "OpenSSL's list of ciphers for TLS 1.2; Python's own unless given.",
+        "The ciphers for TLS 1.2, as OpenSSL lists them.",
         aliases=(Alias("ssl_ciphers"),),
     )
     tls_min_version: str = option(

@@ -125,11 +125,10 @@ def _context(config: Config, certfile: str, keyfile: str) -> Context:
     context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
     context.options |= ssl.OP_CIPHER_SERVER_PREFERENCE
     context.set_alpn_protocols(["http/1.1"])
-    if config.ciphers is not None:
-        try:
-            context.set_ciphers(config.ciphers)
-        except ssl.SSLError:
-            raise ConfigError(f"--ciphers: {config.ciphers!r} selects none") from None
+    try:
+        context.set_ciphers(config.ciphers)
+    except ssl.SSLError:
+        raise ConfigError(f"--ciphers: {config.ciphers!r} selects none") from None
     _load_certificate(context, certfile, keyfile, config.keyfile_password)
     if config.ca_certs is not None:
         try:
