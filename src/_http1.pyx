@@ -417,7 +417,8 @@ cdef class Http1Connection(Protocol):
         """What a trusted peer says of the request goes into its scope."""
         cdef Origin origin = self.origin
         cdef list headers = self.parser.headers
-        origin.resolve(headers, self.factory.scope["scheme"])
+        if not origin.resolve(headers, self.transport.tls is not None):
+            return 0
         if origin.has_client:
             exchange.has_client = True
             exchange.client = origin.client

@@ -572,7 +572,8 @@ cdef class Trust:
                 raise TypeError("fields are pairs of bytes")
         if origin is None:
             return None
-        origin.resolve([(name, value) for name, value in headers], scheme)
+        if not origin.resolve([(name, value) for name, value in headers], scheme == "https"):
+            return facts
         if origin.has_client:
             facts["client"] = origin.client
         if origin.scheme is not None:
@@ -647,8 +648,9 @@ cdef class Origin:
     right as that one was, since each proxy appends to all of them or replaces them: the
     member in the same place is taken, or the only one there is."""
 
-    cdef int resolve(self, list headers, str scheme) except -1:
-        """`headers`: (name in lower case, value), bytes in tuples. `scheme`: the connection's."""
+    cdef bint resolve(self, list headers, bint secure) except -1:
+        """Whether anything is said. `headers`: (name in lower case, value), bytes in tuples.
+        `secure`: the connection's own scheme is https."""
         cdef Py_ssize_t[AT_COUNT] lines
         cdef Members members
         cdef Element element
@@ -660,13 +662,15 @@ cdef class Origin:
         cdef int names = self.trust.names
         cdef int found = 0
         cdef int position = 0, place, port = 0
-        self.has_client = False
-        self.client = self.scheme = self.host = self.root_path = None
         for line in range(list_size(<PyObject*>headers)):
             place = place_of_line(<PyObject*>headers, line)
             if place != AT_COUNT and names >> place & 1:
                 found |= 1 << place
                 lines[place] = line         # the last one that there is
+        if not found:
+            return False
+        self.has_client = False
+        self.client = self.scheme = self.host = self.root_path = None
         if found & (NAME_FOR | NAME_FORWARDED):
             members.name = AT_FOR if found & NAME_FOR else AT_FORWARDED
             members.line = lines[members.name]
@@ -682,7 +686,7 @@ cdef class Origin:
                     )
         if position == 0:
             position = self.trust.hops if self.trust.hops else 1
-        for place in (AT_PROTO, AT_HOST, AT_PORT, AT_PREFIX):
+        for place in range(AT_PROTO, AT_PREFIX + 1):
             if not found >> place & 1:
                 continue
             members.name = place
@@ -703,8 +707,10 @@ cdef class Origin:
                 if end != NULL:
                     self.root_path = PyUnicode_DecodeASCII(<const char*>start, end - start, NULL)
         if host != NULL or port:
-            self._set_host(headers, host, host_end, port, scheme if self.scheme is None else self.scheme)
-        return 0
+            if self.scheme is not None:
+                secure = self.scheme == "https"
+            self._set_host(headers, host, host_end, port, secure)
+        return True
 
     cdef int _walk(self, list headers, Members* members, Element* element) noexcept:
         """Who is believed to ask, and in which place from the right it stands; 0: nothing that
@@ -770,7 +776,7 @@ cdef class Origin:
         return 0
 
     cdef int _set_host(
-        self, list headers, const unsigned char* host, const unsigned char* end, int port, str scheme
+        self, list headers, const unsigned char* host, const unsigned char* end, int port, bint secure
     ) except -1:
         """The value of Host: with `port` instead of its own, and without the scheme's."""
         cdef const unsigned char* colon
@@ -794,7 +800,7 @@ cdef class Origin:
             if colon > host and (colon - 1)[0] == c":":
                 end = colon - 1
         self.host = PyBytes_FromStringAndSize(<const char*>host, end - host)
-        if port and port != (443 if scheme == "https" else 80):
+        if port and port != (443 if secure else 80):
             self.host += b":%d" % port
         return 0
 

@@ -78,14 +78,14 @@ cdef class Trust:
 cdef class Origin:
     cdef:
         Trust trust
-        # Of the present request; None where the connection's own holds.
+        # Of the last request that said anything; None where the connection's own holds.
         bint has_client
         object client               # (host, port), or None: not known
         str scheme                  # "http" or "https"
         bytes host
         str root_path
 
-    cdef int resolve(self, list headers, str scheme) except -1
+    cdef bint resolve(self, list headers, bint secure) except -1
     cdef int _walk(self, list headers, Members* members, Element* element) noexcept
     cdef bint _pick(
         self, list headers, Members* members, int position,
@@ -93,7 +93,7 @@ cdef class Origin:
     ) noexcept
     cdef int _set_client(self, Element* element) except -1
     cdef int _set_host(
-        self, list headers, const unsigned char* host, const unsigned char* end, int port, str scheme
+        self, list headers, const unsigned char* host, const unsigned char* end, int port, bint secure
     ) except -1
 
 
