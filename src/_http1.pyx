@@ -19,6 +19,7 @@ from fastserve._conversation import ClientDisconnected
 from fastserve._conversation cimport WAIT_WRITABLE, get, is_disconnect
 from fastserve._headers cimport append_chunk_size, append_content_length
 from fastserve._parser cimport DATA, END, HEAD, INVALID
+from fastserve._proxy cimport line_of_host
 
 
 cdef str TYPE = "type"
@@ -385,7 +386,8 @@ cdef class Http1Connection(Protocol):
         scope["asgi"] = PyDict_Copy(factory.asgi)
         scope["http_version"] = VERSIONS[parser.minor_version]
         scope["server"] = self.transport.server
-        scope["client"] = self.transport.client
+        if self.origin is None:
+            scope["client"] = self.transport.client
         scope["method"] = parser.method
         scope["path"] = path
         scope["raw_path"] = parser.raw_path
@@ -417,18 +419,27 @@ cdef class Http1Connection(Protocol):
         """What a trusted peer says of the request goes into its scope."""
         cdef Origin origin = self.origin
         cdef list headers = self.parser.headers
-        origin.resolve(headers, scope["scheme"])
+        cdef Py_ssize_t line
+        if not origin.resolve(headers, self.transport.tls is not None):
+            scope["client"] = self.transport.client
+            return 0
         if origin.has_client:
             exchange.has_client = True
             exchange.client = origin.client
             scope["client"] = origin.client
+        else:
+            scope["client"] = self.transport.client
         if origin.scheme is not None:
             scope["scheme"] = origin.scheme
         if origin.root_path is not None:
             scope["root_path"] = origin.root_path
             scope["path"] = _below(origin.root_path, self.parser.path)
         if origin.host is not None:
-            _set_host(headers, origin.host)
+            line = line_of_host(headers)
+            if line < 0:
+                headers.append((b"host", origin.host))
+            else:
+                headers[line] = (b"host", origin.host)
         return 0
 
     cdef int _take_body(self) except -1:
@@ -626,17 +637,6 @@ cdef str _below(str root_path, str path):
     if path == "*" or path == root_path or path.startswith(root_path + "/"):
         return path
     return root_path + path
-
-
-cdef int _set_host(list headers, bytes host) except -1:
-    """The parser lets no second Host through; HTTP/1.0 may have none."""
-    cdef Py_ssize_t index
-    for index in range(len(headers)):
-        if headers[index][0] == b"host":
-            headers[index] = (b"host", host)
-            return 0
-    headers.append((b"host", host))
-    return 0
 
 
 cdef class Upgrade:

@@ -18,7 +18,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cpython.object cimport PyObject
 from libc.stdint cimport uint32_t
-from libc.string cimport memcmp, memset
+from libc.string cimport memcmp, memcpy, memset
 
 from fastserve._parser cimport is_authority
 from fastserve._transport cimport Transport
@@ -30,6 +30,8 @@ cdef extern from "Python.h":
     PyObject* tuple_item "PyTuple_GET_ITEM"(PyObject* items, Py_ssize_t index) noexcept
     const unsigned char* bytes_text "(const unsigned char*)PyBytes_AS_STRING"(PyObject*) noexcept
     Py_ssize_t bytes_size "PyBytes_GET_SIZE"(PyObject* text) noexcept
+    str PyUnicode_New(Py_ssize_t size, Py_UCS4 maxchar)
+    void* PyUnicode_DATA(object text)
     str PyUnicode_DecodeASCII(const char* text, Py_ssize_t length, const char* errors)
     const char* PyUnicode_AsUTF8AndSize(object text, Py_ssize_t* length) except NULL
 
@@ -371,20 +373,23 @@ cdef bint previous_member(
     while True:
         if members.end == NULL:
             while True:
-                if members.line == 0:
-                    return False
                 members.line -= 1
+                if members.line < 0:
+                    return False
                 if place_of_line(<PyObject*>headers, members.line) == members.name:
                     break
             begin_line(members, <PyObject*>headers)
         end[0] = members.end
         p = members.end
         quoted = False
-        while p > members.start:
+        if not is_forwarded:
+            while p > members.start and (p - 1)[0] != c",":
+                p -= 1
+        while is_forwarded and p > members.start:
             if (p - 1)[0] == c"," and not quoted:
                 break
             p -= 1
-            if p[0] == c'"' and is_forwarded:
+            if p[0] == c'"':
                 if quoted:
                     back = p
                     while back > members.start and (back - 1)[0] == c"\\":
@@ -521,6 +526,17 @@ cdef const unsigned char* end_of_prefix(
     return p - 1 if (p - 1)[0] == c"/" else p
 
 
+cdef Py_ssize_t line_of_host(list headers) noexcept:
+    """The parser lets no second one through; -1: there is none, as HTTP/1.0 allows."""
+    cdef PyObject* name
+    cdef Py_ssize_t line
+    for line in range(list_size(<PyObject*>headers)):
+        name = tuple_item(list_item(<PyObject*>headers, line), 0)
+        if bytes_size(name) == 4 and memcmp(bytes_text(name), b"host", 4) == 0:
+            return line
+    return -1
+
+
 # ---------------------------------------------------------------------------- trust
 
 @cython.final
@@ -562,26 +578,9 @@ cdef class Trust:
     def __dealloc__(self):
         PyMem_Free(self.networks)
 
-    def resolve(self, client, list headers not None, str scheme="http"):
-        """What the peer `client` says of a request with these fields, as a dict; None: it is not
-        trusted. For tests."""
-        cdef Origin origin = self.origin(client)
-        cdef dict facts = {}
-        for name, value in headers:
-            if type(name) is not bytes or type(value) is not bytes:
-                raise TypeError("fields are pairs of bytes")
-        if origin is None:
-            return None
-        origin.resolve([(name, value) for name, value in headers], scheme)
-        if origin.has_client:
-            facts["client"] = origin.client
-        if origin.scheme is not None:
-            facts["scheme"] = origin.scheme
-        if origin.host is not None:
-            facts["host"] = origin.host
-        if origin.root_path is not None:
-            facts["root_path"] = origin.root_path
-        return facts
+    def believe(self, client):
+        """The Origin of a connection with this peer; None: it is not trusted. For tests."""
+        return self.origin(client)
 
     cdef int _add(self, Address address, int prefix) noexcept:
         cdef Network* network = &self.networks[self.count]
@@ -647,8 +646,27 @@ cdef class Origin:
     right as that one was, since each proxy appends to all of them or replaces them: the
     member in the same place is taken, or the only one there is."""
 
-    cdef int resolve(self, list headers, str scheme) except -1:
-        """`headers`: (name in lower case, value), bytes in tuples. `scheme`: the connection's."""
+    def tell(self, list headers not None, str scheme="http"):
+        """What is said of a request with these fields, as a dict (for tests)."""
+        cdef dict facts = {}
+        for name, value in headers:
+            if type(name) is not bytes or type(value) is not bytes:
+                raise TypeError("fields are pairs of bytes")
+        if not self.resolve([(name, value) for name, value in headers], scheme == "https"):
+            return facts
+        if self.has_client:
+            facts["client"] = self.client
+        if self.scheme is not None:
+            facts["scheme"] = self.scheme
+        if self.host is not None:
+            facts["host"] = self.host
+        if self.root_path is not None:
+            facts["root_path"] = self.root_path
+        return facts
+
+    cdef bint resolve(self, list headers, bint secure) except -1:
+        """Whether anything is said. `headers`: (name in lower case, value), bytes in tuples.
+        `secure`: the connection's own scheme is https."""
         cdef Py_ssize_t[AT_COUNT] lines
         cdef Members members
         cdef Element element
@@ -660,20 +678,29 @@ cdef class Origin:
         cdef int names = self.trust.names
         cdef int found = 0
         cdef int position = 0, place, port = 0
-        self.has_client = False
-        self.client = self.scheme = self.host = self.root_path = None
         for line in range(list_size(<PyObject*>headers)):
             place = place_of_line(<PyObject*>headers, line)
             if place != AT_COUNT and names >> place & 1:
                 found |= 1 << place
                 lines[place] = line         # the last one that there is
-        if found & (NAME_FOR | NAME_FORWARDED):
+        if not found:
+            return False
+        self.has_client = False
+        self.scheme = self.host = self.root_path = None
+        if found & NAME_FOR and self._repeats(headers, lines[AT_FOR]):
+            self.has_client = True
+            position = self.position
+        elif found & (NAME_FOR | NAME_FORWARDED):
             members.name = AT_FOR if found & NAME_FOR else AT_FORWARDED
-            members.line = lines[members.name]
+            line = members.line = lines[members.name]
             begin_line(&members, <PyObject*>headers)
             position = self._walk(headers, &members, &element)
+            self.line = None
             if position:
                 self._set_client(&element)
+                # What was read of this line alone holds wherever it comes again.
+                if members.line == line and members.name == AT_FOR:
+                    self._remember(headers, line, position)
                 if element.proto != NULL:
                     self.scheme = scheme_of(element.proto, element.proto_end)
                 if element.host != NULL and is_host(element.host, element.host_end):
@@ -682,7 +709,7 @@ cdef class Origin:
                     )
         if position == 0:
             position = self.trust.hops if self.trust.hops else 1
-        for place in (AT_PROTO, AT_HOST, AT_PORT, AT_PREFIX):
+        for place in range(AT_PROTO, AT_PREFIX + 1):
             if not found >> place & 1:
                 continue
             members.name = place
@@ -703,7 +730,24 @@ cdef class Origin:
                 if end != NULL:
                     self.root_path = PyUnicode_DecodeASCII(<const char*>start, end - start, NULL)
         if host != NULL or port:
-            self._set_host(headers, host, host_end, port, scheme if self.scheme is None else self.scheme)
+            if self.scheme is not None:
+                secure = self.scheme == "https"
+            self._set_host(headers, host, host_end, port, secure)
+        return True
+
+    cdef bint _repeats(self, list headers, Py_ssize_t line) noexcept:
+        """Whether it is the line whose result is remembered: a client asks more than once."""
+        cdef PyObject* value = tuple_item(list_item(<PyObject*>headers, line), 1)
+        cdef PyObject* known = <PyObject*>self.line
+        if self.line is None or bytes_size(value) != bytes_size(known):
+            return False
+        return memcmp(bytes_text(value), bytes_text(known), bytes_size(known)) == 0
+
+    cdef int _remember(self, list headers, Py_ssize_t line, int position) except -1:
+        cdef bytes value = <bytes>tuple_item(list_item(<PyObject*>headers, line), 1)
+        if PyBytes_GET_SIZE(value) <= LINE_KEPT:
+            self.line = value
+            self.position = position
         return 0
 
     cdef int _walk(self, list headers, Members* members, Element* element) noexcept:
@@ -761,32 +805,29 @@ cdef class Origin:
         if element.who == NODE_ABSENT:
             return 0
         self.has_client = True
+        self.client = None
         if element.who == NODE_ADDRESS:
             if node.text != NULL:
-                host = PyUnicode_DecodeASCII(<const char*>node.text, node.text_length, NULL)
+                host = PyUnicode_New(node.text_length, 0x7F)
+                memcpy(PyUnicode_DATA(host), node.text, node.text_length)
             else:
                 host = text_of(node.address, False)
             self.client = (host, node.port)
         return 0
 
     cdef int _set_host(
-        self, list headers, const unsigned char* host, const unsigned char* end, int port, str scheme
+        self, list headers, const unsigned char* host, const unsigned char* end, int port, bint secure
     ) except -1:
         """The value of Host: with `port` instead of its own, and without the scheme's."""
         cdef const unsigned char* colon
-        cdef PyObject* name
         cdef PyObject* value
-        cdef Py_ssize_t line
-        if host == NULL:
-            for line in range(list_size(<PyObject*>headers)):
-                name = tuple_item(list_item(<PyObject*>headers, line), 0)
-                if bytes_size(name) == 4 and memcmp(bytes_text(name), b"host", 4) == 0:
-                    value = tuple_item(list_item(<PyObject*>headers, line), 1)
-                    host = bytes_text(value)
-                    end = host + bytes_size(value)
-                    break
-            if host == NULL or not is_host(host, end):
-                return 0
+        cdef Py_ssize_t line = line_of_host(headers) if host == NULL else -1
+        if line >= 0:
+            value = tuple_item(list_item(<PyObject*>headers, line), 1)
+            host = bytes_text(value)
+            end = host + bytes_size(value)
+        if host == NULL or not is_host(host, end):
+            return 0
         if port:
             colon = end
             while colon > host and is_digit((colon - 1)[0]):
@@ -794,7 +835,7 @@ cdef class Origin:
             if colon > host and (colon - 1)[0] == c":":
                 end = colon - 1
         self.host = PyBytes_FromStringAndSize(<const char*>host, end - host)
-        if port and port != (443 if scheme == "https" else 80):
+        if port and port != (443 if secure else 80):
             self.host += b":%d" % port
         return 0
 

@@ -136,6 +136,7 @@ cdef class TlsTransport(Transport):
         self.below = below
         self.server = below.server
         self.client = below.client
+        self.anonymous = below.anonymous
         self.incoming = MemoryBIO()
         self.outgoing = MemoryBIO()
         self.session = session = self.factory.wrap(self.incoming, self.outgoing)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import socket
+import ssl
 import struct
 import threading
 from pathlib import Path
@@ -17,6 +18,8 @@ import pytest
 from conftest import PATIENCE, Client, Running, Serve, hello, read_body, request, respond
 
 from fastserve.server import ServerError
+
+CERTIFICATES = Path(__file__).resolve().parent / "certificates"
 
 SPOOFS = [
     ("X-Forwarded-For: 203.0.113.9", "X-Forwarded-Proto: https"),
@@ -482,3 +485,34 @@ def test_a_websocket_behind_the_header(serve: Serve) -> None:
         assert accepted(client)["client"] == TOLD["client"]
         assert client.read_exactly(4) == b"\x88\x02\x03\xe8"
         assert client.is_closed_by_peer()
+
+
+def test_the_header_comes_before_the_handshake(serve: Serve) -> None:
+    """And what it says of the peer holds for what is above TLS, that nobody knows him too."""
+    server = serve(
+        show,
+        proxy_protocol=True,
+        proxy_headers=EVERYTHING,
+        certfile=str(CERTIFICATES / "server.pem"),
+        keyfile=str(CERTIFICATES / "server.key"),
+    )
+    context = ssl.create_default_context(cafile=str(CERTIFICATES / "ca.pem"))
+    fields = ("X-Forwarded-For: 192.0.2.5", "X-Forwarded-Port: 443")
+    for header, client in [
+        (V1, TOLD["client"]),
+        (V2, TOLD["client"]),
+        (UNKNOWN, None),
+        (LOCAL, ["192.0.2.5", 0]),
+    ]:
+        with server.connect() as connection:
+            own_name = list(connection.getsockname())
+            connection.sendall(header)
+            with context.wrap_socket(connection, server_hostname="localhost") as secure:
+                secure.sendall(request("GET", "/x", *fields, "Connection: close"))
+                answer = b""
+                while data := secure.recv(65536):
+                    answer += data
+        facts = json.loads(answer.partition(b"\r\n\r\n")[2])
+        assert facts["client"] == (own_name if client is None else client), header
+        assert facts["scheme"] == "https"
+        assert facts["host"] == ["test"]  # 443 is the port of https

@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from fastserve._proxy import ProxyHeader, Trust
+from fastserve._proxy import Origin, ProxyHeader, Trust
 
 PEER = ("127.0.0.1", 50000)
 EVERY = ("for", "proto", "host", "port", "prefix")
@@ -46,8 +46,14 @@ def fields(*lines: str) -> Fields:
     return found
 
 
+def resolve(by: Trust, client: Any, headers: Fields, scheme: str = "http") -> Any:
+    """What the peer says of one request on a new connection; None: it is not trusted."""
+    origin = by.believe(client)
+    return None if origin is None else origin.tell(headers, scheme)
+
+
 def told(*lines: str, by: Trust = LOCAL, scheme: str = "http") -> Any:
-    return by.resolve(PEER, fields(*lines), scheme)
+    return resolve(by, PEER, fields(*lines), scheme)
 
 
 # ----------------------------------------------------------------------------- peers
@@ -76,10 +82,10 @@ def test_which_peers_are_trusted(peers: list[str], trusted: list[Any], others: l
     who = trust(*peers)
     for host in trusted:
         client = None if host is None else (host, 1)
-        assert who.resolve(client, fields("Proto: https")) == {"scheme": "https"}, host
+        assert resolve(who, client, fields("Proto: https")) == {"scheme": "https"}, host
     for host in others:
         client = None if host is None else (host, 1)
-        assert who.resolve(client, fields("For: 1.2.3.4", "Proto: https")) is None, host
+        assert resolve(who, client, fields("For: 1.2.3.4", "Proto: https")) is None, host
 
 
 addresses = st.one_of(st.ip_addresses(v=4), st.ip_addresses(v=6))
@@ -98,14 +104,14 @@ def test_networks_are_those_of_ipaddress(address: Any, other: Any, prefix: int) 
             continue  # it is IPv4 to us
         if network.version == 6 and network.network_address.ipv4_mapped is not None:
             continue
-        assert (trust(str(network)).resolve((str(address), 1), []) is not None) == expected
+        assert (resolve(trust(str(network)), (str(address), 1), []) is not None) == expected
 
 
 @pytest.mark.parametrize(
     "bad", ["", "localhost", "1.2.3", "1.2.3.4.5", "[::1]x", "::1%lo", "x" * 99]
 )
 def test_a_peer_without_an_address_is_not_trusted(bad: str) -> None:
-    assert trust("0.0.0.0/0", "::/0").resolve((bad, 1), []) is None
+    assert resolve(trust("0.0.0.0/0", "::/0"), (bad, 1), []) is None
 
 
 def test_wrong_settings() -> None:
@@ -122,7 +128,7 @@ def test_wrong_settings() -> None:
     with pytest.raises(ValueError):
         Trust(names=("fro",))
     with pytest.raises(TypeError):
-        LOCAL.resolve(PEER, [("x-forwarded-for", b"1.2.3.4")])  # type: ignore[list-item]
+        resolve(LOCAL, PEER, [("x-forwarded-for", b"1.2.3.4")])  # type: ignore[list-item]
 
 
 # ------------------------------------------------------------------ X-Forwarded-For
@@ -240,7 +246,7 @@ def test_only_names_that_are_asked_for_count() -> None:
         assert told(*everything, by=trust("127.0.0.1", names=(name,))) == facts
     assert told("X: https", "Fort: 1.2.3.4", "Form: 1", by=LOCAL) == {}
     assert (
-        LOCAL.resolve(PEER, [(b"x_forwarded_for", b"1.2.3.4"), (b"forwarded", b"for=1.2.3.4")])
+        resolve(LOCAL, PEER, [(b"x_forwarded_for", b"1.2.3.4"), (b"forwarded", b"for=1.2.3.4")])
         == {}
     )
 
@@ -264,7 +270,7 @@ def test_hops() -> None:
     assert told(value, by=trust("127.0.0.1", hops=4)) == {"client": ("4.4.4.4", 0)}
     # Somebody went around the first proxy.
     assert told(value, by=trust("127.0.0.1", hops=5)) == {}
-    assert trust("127.0.0.1", hops=1).resolve(("8.8.8.8", 1), fields(value)) is None
+    assert resolve(trust("127.0.0.1", hops=1), ("8.8.8.8", 1), fields(value)) is None
 
 
 def test_the_number_of_proxies_is_bounded() -> None:
@@ -498,9 +504,49 @@ def check(facts: dict[str, Any]) -> None:
 
 @given(any_fields, st.integers(0, 3), st.sampled_from([EVERY, ("forwarded", "prefix")]))
 def test_nothing_raises(headers: Fields, hops: int, names: tuple[str, ...]) -> None:
-    facts = trust("127.0.0.1", "10.0.0.0/8", names=names, hops=hops).resolve(PEER, headers)
+    facts = resolve(trust("127.0.0.1", "10.0.0.0/8", names=names, hops=hops), PEER, headers)
     assert facts is not None
     check(facts)
+
+
+@given(
+    st.lists(any_fields, min_size=2, max_size=5),
+    st.integers(0, 3),
+    st.sampled_from([EVERY, ("forwarded", "prefix"), ("for",)]),
+    st.data(),
+)
+def test_what_was_said_before_does_not_count(
+    requests: list[Fields], hops: int, names: tuple[str, ...], data: st.DataObject
+) -> None:
+    by = trust("127.0.0.1", "10.0.0.0/8", names=names, hops=hops)
+    origin = by.believe(PEER)
+    assert isinstance(origin, Origin)
+    for headers in data.draw(st.lists(st.sampled_from(requests), min_size=4, max_size=12)):
+        assert origin.tell(headers) == resolve(by, PEER, headers)
+
+
+def test_a_repeated_line_is_the_same_only_where_it_was_read_alone() -> None:
+    alone, more = "For: 1.2.3.4, 10.0.0.1", "For: 10.0.0.1"
+    origin = LOCAL.believe(PEER)
+    assert origin is not None
+    for lines, client in [
+        ([alone, "Proto: http, https, http"], "1.2.3.4"),
+        ([alone], "1.2.3.4"),
+        (["For: 5.5.5.5", alone], "1.2.3.4"),
+        ([more], "10.0.0.1"),
+        (["For: 5.5.5.5", more], "5.5.5.5"),
+        ([more], "10.0.0.1"),
+        (["For: nonsense", more], None),
+        ([more], "10.0.0.1"),
+        ([alone, more], "1.2.3.4"),
+        (["For: " + ("x" * 300) + alone[4:].replace(" 1", ", 1", 1)], "1.2.3.4"),
+        ([alone], "1.2.3.4"),
+    ]:
+        for _ in range(2):
+            facts = origin.tell(fields(*lines))
+            assert facts.get("client") == (None if client is None else (client, 0)), lines
+            if "Proto" in lines[-1]:
+                assert facts["scheme"] == "https"
 
 
 @given(st.binary(max_size=60), st.booleans(), st.booleans())
@@ -516,7 +562,7 @@ def test_a_client_cannot_spoil_what_a_proxy_appends(
         name, appended, by = b"x-forwarded-for", b"203.0.113.9", LOCAL
         expected = {"client": ("203.0.113.9", 0)}
     lines = [(name, spoof), (name, appended)] if own_line else [(name, spoof + b", " + appended)]
-    assert by.resolve(PEER, lines) == expected
+    assert resolve(by, PEER, lines) == expected
 
 
 @given(addresses)
@@ -593,7 +639,8 @@ def test_hops_are_counted_as_werkzeug_does(
         host=", ".join(names),
         prefix=", ".join(prefixes),
     )
-    facts = trust("127.0.0.1", hops=hops).resolve(
+    facts = resolve(
+        trust("127.0.0.1", hops=hops),
         PEER,
         [
             (b"host", b"own"),
@@ -634,7 +681,7 @@ def test_addresses_are_walked_as_uvicorn_does(chain: list[str], scheme: str) -> 
     call = middleware.ProxyHeadersMiddleware(app, ["127.0.0.1", "10.0.0.0/8"])
     with pytest.raises(StopIteration):
         call(scope, None, None).send(None)
-    facts = trust("127.0.0.1", "10.0.0.0/8").resolve(PEER, headers)
+    facts = resolve(trust("127.0.0.1", "10.0.0.0/8"), PEER, headers)
     assert facts is not None
     host, port = facts["client"]
     assert ipaddress.ip_address(host) == ipaddress.ip_address(seen["client"][0])

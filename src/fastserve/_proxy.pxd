@@ -17,6 +17,7 @@ cdef enum:
     NODE_MOST = 64                  # bytes of an address with its port
     HOST_MOST = 261                 # of a host: 255 and a port
     PREFIX_MOST = 1024
+    LINE_KEPT = 256                 # of a line whose result is remembered
     LINE_MOST = 107                 # of the first version's header, CRLF included
     HELD_MOST = 112                 # of either version that is kept
 
@@ -59,6 +60,9 @@ cdef struct Members:                # of all lines of a list-based field, from t
     const unsigned char* end        # of what is left of the line; NULL: nothing
 
 
+cdef Py_ssize_t line_of_host(list headers) noexcept
+
+
 cdef class Trust:
     cdef:
         Network* networks           # those of IPv4 first
@@ -78,14 +82,19 @@ cdef class Trust:
 cdef class Origin:
     cdef:
         Trust trust
-        # Of the present request; None where the connection's own holds.
+        # Of the last request that said anything; None where the connection's own holds.
         bint has_client
-        object client               # (host, port), or None: not known
+        object client               # (host, port), or None: not known; if `has_client`
         str scheme                  # "http" or "https"
         bytes host
         str root_path
+        # The X-Forwarded-For that `client` was read from, and its place; None: not known.
+        bytes line
+        int position
 
-    cdef int resolve(self, list headers, str scheme) except -1
+    cdef bint resolve(self, list headers, bint secure) except -1
+    cdef bint _repeats(self, list headers, Py_ssize_t line) noexcept
+    cdef int _remember(self, list headers, Py_ssize_t line, int position) except -1
     cdef int _walk(self, list headers, Members* members, Element* element) noexcept
     cdef bint _pick(
         self, list headers, Members* members, int position,
@@ -93,7 +102,7 @@ cdef class Origin:
     ) noexcept
     cdef int _set_client(self, Element* element) except -1
     cdef int _set_host(
-        self, list headers, const unsigned char* host, const unsigned char* end, int port, str scheme
+        self, list headers, const unsigned char* host, const unsigned char* end, int port, bint secure
     ) except -1
 
 

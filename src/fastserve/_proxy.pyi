@@ -14,15 +14,11 @@ class Trust:
         names: Iterable[str] = (),
         hops: int = 0,
     ) -> Trust: ...
-    def resolve(
-        self,
-        client: tuple[str, int] | None,
-        headers: list[tuple[bytes, bytes]],
-        scheme: str = "http",
-    ) -> dict[str, Any] | None: ...
+    def believe(self, client: tuple[str, int] | None) -> Origin | None: ...
 
 @final
-class Origin: ...
+class Origin:
+    def tell(self, headers: list[tuple[bytes, bytes]], scheme: str = "http") -> dict[str, Any]: ...
 
 @final
 class ProxyHeader:
