@@ -1678,8 +1678,8 @@ def test_no_collector_is_needed(serve: Serve) -> None:
     server = serve(hello, **SERVER)
     context = trusting()
     assert_alive(server)
+    gc.collect()  # what other tests have left
     eventually(lambda: not set(living()) & PER_CONNECTION)
-    gc.collect()
     gc.disable()
     try:
         for _ in range(20):
