@@ -555,8 +555,7 @@ cdef class Reactor:
             transport.server = _address(&address)
         try:
             transport.slot = self.add_slot(transport, False)
-            self.connections += 1
-            if not self._count(client):
+            if not self._count(transport):
                 return transport.abort()
             protocol = listener.factory.build()
             transport.protocol = protocol
@@ -566,23 +565,25 @@ cdef class Reactor:
             self.fail(transport, error)
         return 0
 
-    cdef bint _count(self, object client) except -1:
+    cdef bint _count(self, SocketTransport transport) except -1:
         """One connection more; False if its address has too many."""
         cdef object host
-        if self.max_per_address and client is not None:
-            host = client[0]
-            self.addresses[host] = self.addresses.get(host, 0) + 1
-            if self.addresses[host] > self.max_per_address:
-                return False
-        return True
+        cdef int count
+        self.connections += 1
+        if not self.max_per_address or transport.client is None:
+            return True
+        host = transport.client[0]
+        count = self.addresses.get(host, 0) + 1
+        self.addresses[host] = count
+        transport.counted = host
+        return count <= self.max_per_address
 
-    cdef int lose(self, object client) except -1:
+    cdef int lose(self, SocketTransport transport) except -1:
         """One connection less."""
         cdef Listener listener
-        cdef object host
+        cdef object host = transport.counted
         self.connections -= 1
-        if self.max_per_address and client is not None:
-            host = client[0]
+        if host is not None:
             self.addresses[host] -= 1
             if not self.addresses[host]:
                 del self.addresses[host]
@@ -891,7 +892,7 @@ cdef class SocketTransport(Transport):
             c_close(fd)
         self._lose_protocol()
         if self.slot >= 0:
-            reactor.lose(self.client)
+            reactor.lose(self)
         return 0
 
     cdef int _lose_protocol(self) except -1:

@@ -223,6 +223,18 @@ def test_connections_of_one_address(serve: Serve) -> None:
     assert server.errors == []
 
 
+def test_what_a_proxy_says_is_not_what_is_counted(serve: Serve) -> None:
+    """A PROXY header gives the connection another client; the place it has is the proxy's."""
+    server = serve(Busy(), lifespan="off", max_connections_per_address=2, proxy_protocol=True)
+    for number in range(6):
+        with server.connect() as client:
+            header = f"PROXY TCP4 192.0.2.{number} 192.0.2.99 1000 80\r\n".encode()
+            client.sendall(header + request("GET", "/", "Connection: close"))
+            assert client.read_response().status == 200
+            assert client.is_closed_by_peer()
+    assert server.errors == []
+
+
 def from_address(host: str, address: Any) -> Client:
     """A connection whose own address is `host`."""
     client = Client.__new__(Client)

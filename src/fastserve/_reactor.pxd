@@ -73,8 +73,8 @@ cdef class Reactor:
     cdef int arm_deferred(self) except -1
     cdef int fail(self, SocketTransport transport, object error) except -1
     cdef int adopt(self, int fd, Listener listener, object client) except -1
-    cdef bint _count(self, object client) except -1
-    cdef int lose(self, object client) except -1
+    cdef bint _count(self, SocketTransport transport) except -1
+    cdef int lose(self, SocketTransport transport) except -1
     cdef SendBuffer take_buffer(self)
     cdef void give_buffer(self, SendBuffer buffer) noexcept
 
@@ -100,6 +100,7 @@ cdef class Listener:
 cdef class SocketTransport(Transport):
     cdef:
         Reactor reactor
+        object counted                  # the address it is counted for, whoever it stands for
         Protocol protocol               # None once it was told that the connection is lost
         SendBuffer out                  # None when nothing is unsent
         int fd                          # -1: closed
