@@ -17,9 +17,9 @@ from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 from fastserve._conversation import ClientDisconnected
 
 from fastserve._conversation cimport WAIT_WRITABLE, get, is_disconnect
+from fastserve._forwarded cimport line_of_host
 from fastserve._headers cimport append_chunk_size, append_content_length
 from fastserve._parser cimport DATA, END, HEAD, INVALID
-from fastserve._proxy cimport line_of_host
 
 
 cdef str TYPE = "type"

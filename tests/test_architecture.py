@@ -27,9 +27,11 @@ ARROWS = {
     # What a protocol and a socket promise each other; neither knows the other.
     "_transport": {"_buffer"},
     "_conversation": set(),
+    "_address": set(),
     # Of the parser it asks what an authority is.
-    "_proxy": {"_parser", "_transport"},
-    "_http1": {"_buffer", "_conversation", "_headers", "_parser", "_proxy", "_transport"},
+    "_forwarded": {"_address", "_parser"},
+    "_proxy": {"_address", "_forwarded", "_transport"},
+    "_http1": {"_buffer", "_conversation", "_forwarded", "_headers", "_parser", "_transport"},
     "_deflate": set(),
     "_websocket": {"_buffer", "_conversation", "_deflate", "_headers", "_http1", "_transport"},
     "_tls": {"_buffer", "_transport"},
@@ -58,6 +60,7 @@ ARROWS = {
     "lifespan": {"application", "config", "log", "worker"},
     "server": {
         "_conversation",
+        "_forwarded",
         "_http1",
         "_proxy",
         "_reactor",
@@ -100,6 +103,8 @@ COMPILED_MAY_HAVE = {
     "_headers": DECLARATIONS | {"http"},
     "_transport": DECLARATIONS,
     "_conversation": DECLARATIONS,
+    "_address": DECLARATIONS,
+    "_forwarded": DECLARATIONS,
     "_proxy": DECLARATIONS,
     "_http1": DECLARATIONS | {"posix.time"},
     "_deflate": DECLARATIONS,
@@ -114,7 +119,9 @@ C_HEADERS = {
     "_headers": {"time.h"},
     "_transport": set(),
     "_conversation": {"Python.h"},
-    "_proxy": {"Python.h"},
+    "_address": {"Python.h"},
+    "_forwarded": {"Python.h"},
+    "_proxy": set(),
     "_http1": set(),
     "_deflate": {"zlib.h"},
     "_tls": set(),
@@ -414,7 +421,10 @@ class TestLoops:
         strings = [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant)]
         assert [s for s in strings if isinstance(s, str) and ASGI_MESSAGE.search(s)] == []
 
-    @pytest.mark.parametrize("module", ["_buffer", "_parser", "_proxy", "_reactor", "_transport"])
+    @pytest.mark.parametrize(
+        "module",
+        ["_address", "_buffer", "_forwarded", "_parser", "_proxy", "_reactor", "_transport"],
+    )
     def test_below_http_nobody_knows_an_asgi_message(self, module: str) -> None:
         strings = cython_source(pyx(module)).strings
         assert [s for s in strings if ASGI_MESSAGE.search(s)] == []

@@ -12,7 +12,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from fastserve._proxy import Origin, ProxyHeader, Trust
+from fastserve._forwarded import Origin, Trust
+from fastserve._proxy import ProxyHeader
 
 PEER = ("127.0.0.1", 50000)
 EVERY = ("for", "proto", "host", "port", "prefix")

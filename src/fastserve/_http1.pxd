@@ -3,9 +3,9 @@ from libc.stdint cimport int64_t
 
 from fastserve._buffer cimport SendBuffer
 from fastserve._conversation cimport Conversation, Host
+from fastserve._forwarded cimport Origin, Trust
 from fastserve._headers cimport DateLine, ResponseHead
 from fastserve._parser cimport RequestParser
-from fastserve._proxy cimport Origin, Trust
 from fastserve._transport cimport Protocol, ProtocolFactory, Transport
 
 cdef enum:

@@ -2,7 +2,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from fastserve._conversation import Conversation, Host
-from fastserve._proxy import Trust
+from fastserve._forwarded import Trust
 from fastserve._transport import ProtocolFactory
 
 class Upgrade: ...

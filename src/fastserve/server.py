@@ -11,8 +11,9 @@ from typing import Any
 
 from fastserve import systemd
 from fastserve._conversation import Host
+from fastserve._forwarded import Trust
 from fastserve._http1 import Gate, Http1Factory
-from fastserve._proxy import ProxyFactory, Trust
+from fastserve._proxy import ProxyFactory
 from fastserve._reactor import Reactor
 from fastserve._tls import TlsFactory
 from fastserve._transport import ProtocolFactory

@@ -1,4 +1,4 @@
-# modules: _proxy, _parser, _transport, _buffer
+# modules: _proxy, _forwarded, _address, _parser, _transport, _buffer
 # cython: language_level=3, boundscheck=True, wraparound=True
 """Forwarded fields and PROXY headers: whatever comes, what a plain model makes of it too.
 
@@ -17,7 +17,7 @@ from libc.string cimport memcpy
 
 from fastserve._proxy cimport PROXY_DONE, PROXY_INVALID, PROXY_NEED_DATA, ProxyHeader
 
-from fastserve._proxy import Trust
+from fastserve._forwarded import Trust
 
 cdef tuple FIELDS = (
     b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host", b"x-forwarded-port",
