@@ -80,7 +80,7 @@ ARROWS = {
         "worker",
         "wsgi",
     },
-    "cli": {"__init__", "application", "checks", "config", "server", "sources"},
+    "cli": {"__init__", "application", "checks", "config", "pidfile", "server", "sources"},
     "__init__": {"_conversation", "config", "server"},
     "__main__": {"cli"},
 }

@@ -456,3 +456,47 @@ def test_both_questions(
 def test_what_is_not_there_is_said(capsys: pytest.CaptureFixture[str], flag: str) -> None:
     assert command(flag, "1", "web:app") == 2
     assert re.search(f"{flag}: HTTP/[23] is not there", the_line(capsys.readouterr().err))
+
+
+# ------------------------------------------------------------------ reload-certs
+
+
+def test_the_help_of_reload_certs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("reload-certs", "--help") == 0
+    assert capsys.readouterr().out.startswith("Usage: fastserve reload-certs [OPTIONS]\n")
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        (None, "No such file or directory"),
+        ("", "has no process's id in it"),
+        ("0", "has no process's id in it"),
+        ("-1", "has no process's id in it"),
+        ("nonsense", "has no process's id in it"),
+        ("4194305", "process 4194305: No such process"),  # above what the kernel gives
+    ],
+)
+def test_reload_certs_of_no_server(
+    content: str | None, line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "pid"
+    if content is not None:
+        path.write_text(content)
+    assert command("reload-certs", "--pid", str(path)) == 1
+    said = the_line(capsys.readouterr().err)
+    assert said.startswith("fastserve: error: --pid: ") and said.endswith(f"{line}\n")
+
+
+def test_reload_certs_has_to_know_of_whom(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("reload-certs") == 2
+    assert "Give the --pid it was started with" in the_line(capsys.readouterr().err)
+
+
+def test_reload_certs_reads_the_configuration(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "conf.toml"
+    path.write_text(f'pid = "{tmp_path}/pid"\n')
+    assert command("reload-certs", "-c", str(path)) == 1
+    assert str(tmp_path / "pid") in the_line(capsys.readouterr().err)

@@ -43,6 +43,7 @@ def test_it_may_be_gone(tmp_path: Path) -> None:
     path = tmp_path / "pid"
     with pid_file(str(path)):
         path.unlink()
+    assert not path.exists()
 
 
 def test_an_unusable_path_is_a_config_error(tmp_path: Path) -> None:

@@ -1469,21 +1469,37 @@ def test_replaced_files_are_noticed(serve: Serve, tmp_path: Path, poller: str, w
     eventually(lambda: shown_by(server) == "server")
 
 
-def test_sighup(worker: str, tmp_path: Path) -> None:
+def hang_up(process: Process, pid_file: Path) -> None:
+    process.send_signal(signal.SIGHUP)
+
+
+def command(process: Process, pid_file: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "fastserve", "reload-certs", "--pid", str(pid_file)],
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("reload", [hang_up, command])
+def test_reloading(worker: str, reload: Callable[[Process, Path], None], tmp_path: Path) -> None:
     install(tmp_path, "server")
+    pid_file = tmp_path / "pid"
     process = Process(
         *("-k", worker, "-b", "127.0.0.1:0", "--certfile", str(tmp_path / "cert.pem")),
-        *("--keyfile", str(tmp_path / "key.pem"), "served:app"),
+        *("--keyfile", str(tmp_path / "key.pem"), "--pid", str(pid_file), "served:app"),
     )
     try:
         with connect(process) as before:
             assert before.get().body == b"hello"
             install(tmp_path, "new")
-            process.send_signal(signal.SIGHUP)
+            reload(process, pid_file)
             process.logs("certificates loaded again")
             assert shown_by(process) == "new"
             (tmp_path / "cert.pem").write_text("garbage")
-            process.send_signal(signal.SIGHUP)
+            reload(process, pid_file)
             process.logs("ERROR.*the certificates in use stay: --certfile: .* holds no certificate")
             assert shown_by(process) == "new"
             assert before.get().body == b"hello"

@@ -1,6 +1,6 @@
 """The command line: Config's fields as click options, and errors as one line.
 
-No option is spelled here but those that are about the options themselves, and
+What serves has no name of its own; `reload-certs` is the one command beside it. No option is spelled here but those that are about the options themselves, and
 --help and --version. Values travel to Config as the strings they are: it checks
 them, and says what is wrong, for every way in.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import signal
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -31,13 +32,16 @@ from fastserve.config import (
     Resolved,
     resolve,
 )
+from fastserve.pidfile import read_pid
 from fastserve.sources import Environment, Flags, Source, read
 
 __all__ = ["main"]
 
 COMMAND = "fastserve"
+RELOAD_CERTS = "reload-certs"
 
 COLUMN = 28
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 HELP = """Serve an ASGI application.
 
@@ -47,7 +51,15 @@ example.web:app. ASGI 3, ASGI 2 and WSGI are told apart.
 Every option may also stand in the environment (--backlog as FASTSERVE_BACKLOG) and in
 the file that --config names (as backlog). A flag beats the environment, which beats
 the file. A TIME is in seconds, or like 500ms, 30s, 5m, 2h, 1d; a SIZE in bytes, or
-like 64K, 16M, 1G."""
+like 64K, 16M, 1G.
+
+"fastserve reload-certs --pid FILE" has the server that wrote FILE load its
+certificates again."""
+
+RELOAD_HELP = """Have a running server load its certificates again.
+
+No connection is dropped. The server is the one that wrote the file with its process's
+id: --pid, or what the environment or --config says of it."""
 
 CONFIGURATION = "Configuration"
 SPELLINGS = "Spellings of Hypercorn and uvicorn"
@@ -90,12 +102,7 @@ def _parameters() -> Iterator[click.Parameter]:
             yield click.Argument([option.name], metavar=option.check.metavar, required=False)
         else:
             yield _parameter(option)
-    yield _option(
-        CONFIGURATION,
-        ["config", "-c", "--config"],
-        "A TOML file, file:conf.py, or python:package.module.",
-        metavar="FILE",
-    )
+    yield _config_file()
     for name, help in {
         "check_config": "Import the application, say what is wrong, and do not serve.",
         "print_config": "Show each option's value and where it comes from.",
@@ -108,6 +115,15 @@ def _parameters() -> Iterator[click.Parameter]:
         flag = f"--{name.replace('_', '-')}"
         kind = {"metavar": "X"} if ignored.has_value else {"is_flag": True}
         yield _option(SPELLINGS, [name, flag], f"Ignored: {ignored.reason}.", **kind)
+
+
+def _config_file() -> click.Option:
+    return _option(
+        CONFIGURATION,
+        ["config", "-c", "--config"],
+        "A TOML file, file:conf.py, or python:package.module.",
+        metavar="FILE",
+    )
 
 
 def _option(section: str, spellings: list[str], help: str, **kind: Any) -> click.Option:
@@ -142,12 +158,7 @@ def _help(option: Option) -> str:
 
 @click.pass_context
 def _main(context: click.Context, /, **options: Any) -> None:
-    given = {
-        name: value
-        for name, value in options.items()
-        # What was not given is Config's to decide.
-        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
-    }
+    given = _given(context, options)
     prints, checks = (given.pop(name, False) for name in ("print_config", "check_config"))
     resolved = resolve(_sources(given.pop("config", ""), given))
     for warning in resolved.warnings:
@@ -159,6 +170,28 @@ def _main(context: click.Context, /, **options: Any) -> None:
     if resolved.config.application is None:
         raise click.UsageError(f"Missing argument {OPTIONS['application'].check.metavar!r}.")
     _serve(resolved, only_check=checks)
+
+
+@click.pass_context
+def _reload_certs(context: click.Context, /, **options: Any) -> None:
+    given = _given(context, options)
+    config = resolve(_sources(given.pop("config", ""), given)).config
+    if not config.pid:
+        raise click.UsageError(f"{RELOAD_CERTS}: which server? Give the --pid it was started with.")
+    pid = read_pid(config.pid)
+    try:
+        os.kill(pid, signal.SIGUSR1)
+    except OSError as error:
+        raise _Failure(f"--pid: process {pid}: {error.strerror}") from None
+
+
+def _given(context: click.Context, options: dict[str, Any]) -> dict[str, Any]:
+    """Without the options that are Config's to decide."""
+    return {
+        name: value
+        for name, value in options.items()
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    }
 
 
 def _sources(file: str, flags: dict[str, Any]) -> list[Source]:
@@ -199,13 +232,23 @@ def _serve(resolved: Resolved, *, only_check: bool) -> None:
         raise _Failure(str(error)) from None
 
 
+def _reload_command() -> click.Command:
+    return _Command(
+        RELOAD_CERTS,
+        callback=_reload_certs,
+        help=RELOAD_HELP,
+        params=[_parameter(OPTIONS["pid"]), _config_file()],
+        context_settings=CONTEXT,
+    )
+
+
 def _command() -> click.Command:
     command = _Command(
         COMMAND,
         callback=_main,
         help=HELP,
         params=list(_parameters()),
-        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+        context_settings=CONTEXT,
     )
     version = click.version_option(
         __version__,
@@ -215,10 +258,14 @@ def _command() -> click.Command:
     return version(command)
 
 
-def _run(arguments: Sequence[str] | None) -> int:
+def _run(arguments: list[str]) -> int:
+    command, name = _command(), COMMAND
+    if arguments[:1] == [RELOAD_CERTS]:
+        command, name = _reload_command(), f"{COMMAND} {RELOAD_CERTS}"
+        arguments = arguments[1:]
     try:
         # click's own handling would print a usage block around each error.
-        status = _command().main(arguments, prog_name=COMMAND, standalone_mode=False)
+        status = command.main(arguments, prog_name=name, standalone_mode=False)
         return status if isinstance(status, int) else 0
     except click.NoSuchOption as error:
         return _unknown(error)
@@ -250,4 +297,4 @@ def _complain(message: str, exit_status: int) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """The console entry."""
-    sys.exit(_run(arguments))
+    sys.exit(_run(sys.argv[1:] if arguments is None else list(arguments)))

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from fastserve.checks import ConfigError
 
-__all__ = ["pid_file"]
+__all__ = ["pid_file", "read_pid"]
 
 
 @contextlib.contextmanager
@@ -29,3 +29,18 @@ def pid_file(path: str) -> Iterator[None]:
                 is_ours = file.read() == text
             if is_ours and text == f"{os.getpid()}\n":
                 os.unlink(path)
+
+
+def read_pid(path: str) -> int:
+    """The id of the process that wrote the file. Raises ConfigError."""
+    try:
+        with open(path, encoding="ascii") as file:
+            pid = int(file.read(32))
+    except OSError as error:
+        raise ConfigError(f"--pid: {path!r}: {error.strerror}") from None
+    except ValueError:
+        pid = 0
+    # Anything below would be a group of processes.
+    if pid <= 1:
+        raise ConfigError(f"--pid: {path!r} has no process's id in it")
+    return pid

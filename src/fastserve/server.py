@@ -32,6 +32,8 @@ from fastserve.wsgi import WSGI
 
 __all__ = ["Server", "ServerError", "check", "run", "serve"]
 
+STOPPING = (signal.SIGINT, signal.SIGTERM)
+RELOADING = (signal.SIGHUP, signal.SIGUSR1)
 # For lifespan shutdown, and for cancelled applications, once nobody wants to wait.
 HURRY = 5.0
 # Between two looks at the certificates' files.
@@ -65,7 +67,7 @@ def run(
 
     async def main() -> None:
         async with worker_class() as worker:
-            worker.on_signals((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), server.on_signal)
+            worker.on_signals((*STOPPING, *RELOADING), server.on_signal)
             await server.serve(worker)
 
     with server.opened():
@@ -175,9 +177,9 @@ class Server:
             yield
 
     def on_signal(self, number: int) -> None:
-        """SIGHUP: certificates and access log are opened again. The first other one ends the
-        server gracefully, the next one skips the waiting."""
-        if number == signal.SIGHUP:
+        """Certificates and access log are opened again, or the server ends: gracefully at the
+        first signal, while the next one skips the waiting."""
+        if number in RELOADING:
             self._reload_certificates()
             if self._access is not None:
                 self._access.reopen()
