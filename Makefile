@@ -1,17 +1,22 @@
 # The project's habits. `make` alone lists them.
 #
 # Variables: PYTHON (the interpreter to build for), VENV (where it is installed), APP (for run),
-# TESTS (files for test and test-asan), OPTIONS (more options for run, test, fuzz, bench).
+# TESTS (files for test and test-asan), JOBS (how many processes share them; 0: none but pytest's
+# own), OPTIONS (more options for run, test, fuzz, bench).
 
 PYTHON ?= python3
 VENV ?= .venv
 APP ?= hello:app
 ASAN ?= build/asan
 TESTS ?=
+JOBS ?= auto
 OPTIONS ?=
 
 # Seconds after which a single test counts as hung.
 TIMEOUT ?= 120
+
+# Neighbours stay together, since they share a server, until a process has nothing left to do.
+PYTEST = -m pytest --numprocesses $(JOBS) --dist worksteal
 
 SOURCES := $(wildcard src/*.pyx src/fastserve/*.pxd) setup.py pyproject.toml
 MODULES := $(patsubst src/%.pyx,%,$(wildcard src/*.pyx))
@@ -39,7 +44,7 @@ run: $(VENV)/.built
 	$(VENV)/bin/fastserve --app-dir examples $(OPTIONS) $(APP)
 
 test: $(VENV)/.test
-	$(VENV)/bin/python -m pytest --timeout $(TIMEOUT) $(OPTIONS) $(TESTS)
+	$(VENV)/bin/python $(PYTEST) --timeout $(TIMEOUT) $(OPTIONS) $(TESTS)
 
 lint: $(VENV)/.lint
 	$(VENV)/bin/ruff check .
@@ -60,7 +65,7 @@ test-asan: $(ASAN)/.built
 	LD_PRELOAD="$$($(CC) -print-file-name=libasan.so)" PYTHONMALLOC=malloc \
 	ASAN_OPTIONS=detect_leaks=0:log_path=$(ASAN_REPORT) \
 	UBSAN_OPTIONS=print_stacktrace=1:log_path=$(ASAN_REPORT) \
-	$(ASAN)/venv/bin/python -m pytest --timeout $$((5 * $(TIMEOUT))) $(OPTIONS) $(TESTS); \
+	$(ASAN)/venv/bin/python $(PYTEST) --timeout $$((5 * $(TIMEOUT))) $(OPTIONS) $(TESTS); \
 	status=$$?; \
 	for report in $(ASAN_REPORT).*; do \
 	    if [ -e "$$report" ]; then cat "$$report" >&2; status=1; fi; \
