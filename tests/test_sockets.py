@@ -6,6 +6,7 @@ import fcntl
 import grp
 import os
 import pwd
+import re
 import signal
 import socket
 import stat
@@ -78,6 +79,14 @@ def test_a_name_is_every_address_of_it() -> None:
         assert found == expected
     finally:
         made.close()
+
+
+@pytest.mark.parametrize("host", ["a" * 64, "a..b", ".."])
+def test_a_host_that_is_no_name(host: str) -> None:
+    with pytest.raises(
+        ListenError, match=f"^cannot listen on {re.escape(host)}:0: not a host name$"
+    ):
+        open_sockets(f"{host}:0")
 
 
 @pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6 here")

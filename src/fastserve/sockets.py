@@ -87,6 +87,9 @@ class Sockets:
         try:
             for made in self._open(bind):
                 self.listening.append(Listening(made, secure))
+        except UnicodeError:
+            # Out of getaddrinfo: a label that is empty, or longer than 63 bytes.
+            raise ListenError(f"cannot listen on {bind}: not a host name") from None
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
             raise ListenError(f"cannot listen on {bind}: {reason}") from None
