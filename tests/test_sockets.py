@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import grp
 import os
@@ -102,6 +103,19 @@ def test_both_families_on_one_port() -> None:
         made.close()
 
 
+@pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6 here")
+def test_both_families_on_the_same_port_written_differently() -> None:
+    for port in range(9000, 10000):
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("0.0.0.0", port))
+            break
+    made = open_sockets(f"0.0.0.0:0{port}", f"[::]:{port}")
+    try:
+        assert [each.socket.getsockname()[1] for each in made.listening] == [port, port]
+    finally:
+        made.close()
+
+
 @pytest.mark.parametrize(
     ("umask", "mode"), [(None, 0o600), ("007", 0o770), ("0", 0o777), (0o117, 0o660)]
 )
@@ -149,6 +163,33 @@ def test_a_stale_socket_is_replaced_and_a_live_one_is_not(tmp_path: Path) -> Non
     with pytest.raises(ListenError, match="the path exists and is no socket"):
         open_sockets(f"unix:{path}")
     assert path.read_text() == "somebody's file"
+
+
+def test_a_live_socket_that_refuses_streams_is_left(tmp_path: Path) -> None:
+    path = tmp_path / "datagrams.sock"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
+        other.bind(str(path))
+        inode = path.stat().st_ino
+        with pytest.raises(ListenError, match="address already in use"):
+            open_sockets(f"unix:{path}")
+        assert path.stat().st_ino == inode
+
+
+def test_a_live_socket_whose_owner_does_not_accept_is_left(tmp_path: Path) -> None:
+    path = tmp_path / "web.sock"
+    with contextlib.ExitStack() as stack:
+        busy = stack.enter_context(socket.socket(socket.AF_UNIX))
+        busy.bind(str(path))
+        busy.listen(0)
+        with contextlib.suppress(BlockingIOError):
+            while True:  # until its queue is full
+                waiting = stack.enter_context(socket.socket(socket.AF_UNIX))
+                waiting.setblocking(False)
+                waiting.connect(str(path))
+        inode = path.stat().st_ino
+        with pytest.raises(ListenError, match="address already in use"):
+            open_sockets(f"unix:{path}")
+        assert path.stat().st_ino == inode
 
 
 def test_somebody_elses_socket_is_not_removed(tmp_path: Path) -> None:

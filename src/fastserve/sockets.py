@@ -133,14 +133,17 @@ class Sockets:
 
     def _has_every_v4(self, port: int) -> bool:
         """Whether 0.0.0.0 is asked for as well, which [::] would otherwise include."""
-        return f"0.0.0.0:{port}" in (*self._config.bind, *self._config.insecure_bind)
+        binds = map(parse_bind, (*self._config.bind, *self._config.insecure_bind))
+        return any((bind.host, bind.port) == ("0.0.0.0", port) for bind in binds)
 
     def _open_unix(self, path: str) -> socket.socket:
         with contextlib.suppress(FileNotFoundError):
             if not stat.S_ISSOCK(os.stat(path).st_mode):
                 raise FileExistsError(errno.EEXIST, "the path exists and is no socket")
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-                if probe.connect_ex(path) == 0:
+                probe.setblocking(False)
+                # Whatever else it says, that its queue is full for one, somebody has it open.
+                if probe.connect_ex(path) != errno.ECONNREFUSED:
                     raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
             os.unlink(path)  # left behind by a server that is gone
         listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
