@@ -92,7 +92,6 @@ def test_a_copy_with_changes_is_equal_to_a_fresh_one() -> None:
 def test_binds(text: str, bind: Bind) -> None:
     assert parse_bind(text) == bind
     assert parse_bind(str(bind)) == bind
-    assert Config(bind=text).binds == (bind,)
 
 
 @pytest.mark.parametrize(

@@ -55,9 +55,6 @@ DEFAULT_PORT = 8000
 SHORTEST_SECONDS = 0.001
 LONGEST_SECONDS = 86_400.0
 
-# Lengths reach the core as signed 64-bit numbers; this leaves room to add two.
-LARGEST_BODY = 2**62
-
 
 class ConfigError(ValueError):
     """An option that cannot be used; the message begins with its name."""

@@ -53,7 +53,7 @@ from fastserve.sources import Source
 
 __all__ = [
     "ALIASES",
-    "DEFAULT_PORT",
+    "DEFAULT_BIND",
     "IGNORED",
     "OPTIONS",
     "REFUSED",
@@ -69,6 +69,8 @@ __all__ = [
 
 # Lengths reach the core as signed 64-bit numbers; this leaves room to add two.
 LARGEST_BODY = 2**62
+
+DEFAULT_BIND = f"127.0.0.1:{DEFAULT_PORT}"
 
 
 def _same(value: Any, now: Any) -> Any:
@@ -189,7 +191,7 @@ def _one_address(now: tuple[str, ...]) -> Bind:
     bind = parse_bind(now[0])
     if len(now) == 1 and bind.kind == "tcp":
         return bind
-    return Bind("tcp", host="127.0.0.1", port=DEFAULT_PORT)
+    return parse_bind(DEFAULT_BIND)
 
 
 def _with_host(value: Any, now: tuple[str, ...]) -> str:
@@ -254,7 +256,7 @@ class Config:
         aliases=(Alias("loop", metavar="LOOP"), Alias("uvloop", _uvloop, switch=True)),
     )
     bind: tuple[str, ...] = option(
-        (f"127.0.0.1:{DEFAULT_PORT}",),
+        (DEFAULT_BIND,),
         LISTENING,
         Binds(),
         "Where to listen: host:port (port 0: any free one), unix:path, fd://N, or systemd:name for"
@@ -709,11 +711,6 @@ class Config:
     def from_object(cls, target: object | str) -> Config:
         """From a module's or another object's attributes; a string is its dotted name."""
         return _config_from(sources.read_object(target))
-
-    @property
-    def binds(self) -> tuple[Bind, ...]:
-        """The addresses, taken apart."""
-        return tuple(parse_bind(address) for address in self.bind)
 
 
 def _option_of(field: dataclasses.Field[Any]) -> Option:

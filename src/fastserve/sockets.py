@@ -12,12 +12,10 @@ import stat
 from typing import NamedTuple
 
 from fastserve import systemd
-from fastserve.checks import DEFAULT_PORT, Bind, ConfigError, parse_bind
-from fastserve.config import Config
+from fastserve.checks import Bind, ConfigError, parse_bind
+from fastserve.config import DEFAULT_BIND, Config
 
 __all__ = ["ListenError", "Listening", "Sockets"]
-
-DEFAULT_BIND = (f"127.0.0.1:{DEFAULT_PORT}",)
 
 
 class ListenError(Exception):
@@ -62,7 +60,7 @@ class Sockets:
         self._paths: dict[str, tuple[int, int]] = {}
         self._activated = systemd.activated()
         binds = config.bind
-        if self._activated and binds == DEFAULT_BIND:
+        if self._activated and binds == (DEFAULT_BIND,):
             binds = ("systemd:",)
         try:
             for address in binds:
