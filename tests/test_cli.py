@@ -107,6 +107,7 @@ def test_the_help_shows_defaults_and_sections(help_text: str) -> None:
     assert "[2048]" in help_text
     assert "[127.0.0.1:8000]" in help_text
     assert "[30]" in help_text
+    assert "[]" not in help_text
     for section in {option.section for option in OPTIONS.values()}:
         assert f"\n{section}:\n" in help_text
     assert all(len(line) <= 80 for line in help_text.splitlines())

@@ -151,7 +151,7 @@ def _alias(alias: Alias, option: Option) -> click.Option:
 
 
 def _help(option: Option) -> str:
-    if option.is_switch or option.default in (None, ""):
+    if option.is_switch or not option.default_text:
         return option.help
     return f"{option.help}  [{option.default_text}]"
 
