@@ -75,6 +75,11 @@ def test_a_copy_with_changes_is_equal_to_a_fresh_one() -> None:
     )
 
 
+def test_a_truth_value_is_no_verify_mode() -> None:
+    with pytest.raises(ConfigError, match="^--verify-mode: one of none, optional, required"):
+        Config(verify_mode=True)
+
+
 @pytest.mark.parametrize(
     ("text", "bind"),
     [

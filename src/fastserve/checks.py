@@ -247,8 +247,9 @@ class VerifyMode(Choice):
     """Whether clients show certificates; the standard library's names and numbers do too."""
 
     def __call__(self, value: Any) -> str:
-        if isinstance(value, int) or (isinstance(value, str) and value in "012"):
-            value = ssl.VerifyMode(int(value)).name if value in (*"012", 0, 1, 2) else value
+        # bool is an int to Python, never to whoever wrote `verify_mode = true`.
+        if type(value) in (int, str) and value in (0, 1, 2, *"012"):
+            value = ssl.VerifyMode(int(value)).name
         if isinstance(value, str):
             value = value.upper().removeprefix("CERT_").lower()
         return Choice.__call__(self, value)
