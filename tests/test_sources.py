@@ -225,7 +225,7 @@ ALIAS_CASES: dict[str, list[tuple[Any, Any]]] = {
     "date_header": [(False, False)],
     "websocket_max_message_size": [(4096, 4096)],
     "websocket_ping_interval": [(5, 5.0)],
-    "access_log": [("a.log", "a.log"), (True, "-"), (False, None)],
+    "access_log": [("a.log", "a.log"), (True, "-"), ("true", "-"), (False, None), ("False", None)],
     "no_access_log": [(True, None)],
     "accesslog": [("a.log", "a.log")],
     "access_log_target": [("-", "-")],
@@ -479,6 +479,16 @@ def test_a_missing_file(place: str) -> None:
     name = place.rpartition(":")[2]
     with pytest.raises(ConfigError, match=f"^{name}: No such file or directory$"):
         read(place)
+
+
+def test_a_file_that_a_python_file_misses(tmp_path: Path) -> None:
+    file = tmp_path / "conf.py"
+    file.write_text("\nopen('other')\n")
+    with pytest.raises(ConfigError) as caught:
+        read(f"file:{file}")
+    assert str(caught.value) == (
+        f"{file}: FileNotFoundError: [Errno 2] No such file or directory: 'other' (line 2)"
+    )
 
 
 def test_a_folder_is_no_file(tmp_path: Path) -> None:

@@ -214,7 +214,9 @@ def _descriptor(value: Any, now: tuple[str, ...]) -> str:
 
 
 def _access_log(value: Any, now: str | None) -> Any:
-    """A file to Hypercorn, on or off to uvicorn."""
+    """A file to Hypercorn; on or off to uvicorn, in a variable as text."""
+    if isinstance(value, str):
+        value = {"true": True, "false": False}.get(value.lower(), value)
     if value is True:
         return "-" if now is None else now
     return None if value is False else value

@@ -145,10 +145,11 @@ def read_pyfile(path: str | os.PathLike[str]) -> File:
     module.__file__ = where
     try:
         with open(path, "rb") as file:
-            code = compile(file.read(), where, "exec")
-        exec(code, module.__dict__)
+            code = file.read()
     except OSError as error:
         raise ConfigError(f"{where}: {error.strerror or error}") from None
+    try:
+        exec(compile(code, where, "exec"), module.__dict__)
     except (Exception, SystemExit) as error:
         raise _failed(where, error) from error
     return File(_options_of(module), where)
