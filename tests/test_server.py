@@ -720,7 +720,10 @@ def test_the_access_log_on_stdout(served: Start) -> None:
     server = served("--access-logfile", "-")
     with server.connect() as client:
         client.get("/")
-    server.out.wait_for(LINE % (r"GET / HTTP/1\.1", 200, 5), PATIENCE)
+    server.send_signal(signal.SIGTERM)
+    assert server.wait() == 0
+    [line] = [line for line in server.out.all() if "GET" in line]
+    assert re.fullmatch(LINE % (r"GET / HTTP/1\.1", 200, 5), line), line
 
 
 def test_fields_in_the_access_log(serve: Serve, tmp_path: Path) -> None:

@@ -252,6 +252,8 @@ class TestInput:
             return False
 
         eventually(is_closed_off)
+        with pytest.raises(OSError, match="nobody attends any more"):
+            app.environ["wsgi.input"].read()
 
 
 class TestResponse:
