@@ -233,6 +233,7 @@ def test_every_option_arrives(server: FakeServer, app_dir: Path) -> None:
         "ciphers": "ECDHE+AESGCM",
         "tls_min_version": "1.3",
         "ssl_handshake_timeout": 11.0,
+        "ssl_reload_interval": 0.0,
         "forwarded_allow_ips": ("10.0.0.0/8",),
         "proxy_headers": ("forwarded",),
         "forwarded_hops": 2,

@@ -46,7 +46,6 @@ from process import Process, eventually, others_environment
 import fastserve
 from fastserve import _http1, _reactor, _tls, _transport, _websocket
 from fastserve.config import ConfigError
-from fastserve.server import CERTIFICATES_INTERVAL
 from fastserve.tls import Certificates
 
 MIB = 1024 * 1024
@@ -1408,6 +1407,9 @@ def test_the_extension(serve: Serve) -> None:
 # ------------------------------------------------------------------------- reloading
 
 
+INTERVAL = 0.05  # between two looks at the files
+
+
 def install(folder: Path, name: str, key: str = "") -> None:
     """Replaces a certificate as ACME clients do, each file at once."""
     for source, target in ((f"{name}.pem", "cert.pem"), (f"{key or name}.key", "key.pem")):
@@ -1415,33 +1417,34 @@ def install(folder: Path, name: str, key: str = "") -> None:
         (folder / "next").replace(folder / target)
 
 
+def install_in_one(folder: Path, name: str, key: str = "") -> None:
+    """The same with a file that has both, so that no look falls between the two."""
+    both = Path(pem(f"{name}.pem")).read_text() + Path(pem(f"{key or name}.key")).read_text()
+    (folder / "next").write_text(both)
+    (folder / "next").replace(folder / "both.pem")
+
+
 def shown_by(server: Running | Process) -> str:
     with connect(server, name="localhost") as client:
         return certificate_of(client)
 
 
-def test_replaced_files_are_noticed(serve: Serve, tmp_path: Path, poller: str, worker: str) -> None:
-    if poller == "loop" and worker != "asyncio":
-        pytest.skip("once for each loop is enough: it takes seconds")
+def test_replaced_files_are_noticed(serve: Serve, tmp_path: Path) -> None:
     scopes: list[Any] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         scopes.append(scope)
         await respond(send, await read_body(receive))
 
-    install(tmp_path, "server")
-    server = serve(
-        app,
-        lifespan="off",
-        certfile=str(tmp_path / "cert.pem"),
-        keyfile=str(tmp_path / "key.pem"),
-    )
+    install_in_one(tmp_path, "server")
+    file = str(tmp_path / "both.pem")
+    server = serve(app, lifespan="off", certfile=file, ssl_reload_interval=INTERVAL)
     with connect(server) as before, Records(server) as shaking:
         assert certificate_of(before) == "server"
         shaking.socket.sendall(shaking.hello())
         assert shaking.feed()
         before.sendall(request("POST", "/", "Content-Length: 4") + b"ab")
-        install(tmp_path, "new")
+        install_in_one(tmp_path, "new")
         eventually(lambda: shown_by(server) == "new")
         before.sendall(b"cd")  # connections that exist go on, and so do handshakes
         assert before.read_response().body == b"abcd"
@@ -1457,15 +1460,14 @@ def test_replaced_files_are_noticed(serve: Serve, tmp_path: Path, poller: str, w
         assert scopes[-1]["extensions"]["tls"]["server_cert"] == Path(pem("new.pem")).read_text()
     assert server.errors == []
     # What cannot be used is complained of once, and what is in use stays.
-    install(tmp_path, "server", key="new")
+    install_in_one(tmp_path, "server", key="new")
     eventually(lambda: server.errors)
     assert shown_by(server) == "new"
-    time.sleep(1.2 * CERTIFICATES_INTERVAL)  # for another look at the files
+    time.sleep(5 * INTERVAL)  # for more looks at the files, which nobody sees
     assert [record.getMessage() for record in server.errors] == [
-        f"the certificates in use stay: --keyfile: {str(tmp_path / 'key.pem')!r} is not the key"
-        f" of {str(tmp_path / 'cert.pem')!r}"
+        f"the certificates in use stay: --keyfile: {file!r} is not the key of {file!r}"
     ]
-    install(tmp_path, "server")
+    install_in_one(tmp_path, "server")
     eventually(lambda: shown_by(server) == "server")
 
 
@@ -1489,7 +1491,8 @@ def test_reloading(worker: str, reload: Callable[[Process, Path], None], tmp_pat
     pid_file = tmp_path / "pid"
     process = Process(
         *("-k", worker, "-b", "127.0.0.1:0", "--certfile", str(tmp_path / "cert.pem")),
-        *("--keyfile", str(tmp_path / "key.pem"), "--pid", str(pid_file), "served:app"),
+        *("--keyfile", str(tmp_path / "key.pem"), "--pid", str(pid_file)),
+        *("--ssl-reload-interval", "0", "served:app"),
     )
     try:
         with connect(process) as before:

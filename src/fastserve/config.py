@@ -620,6 +620,12 @@ class Config:
         Seconds(),
         "For the whole handshake.",
     )
+    ssl_reload_interval: float = option(
+        5.0,
+        TLS,
+        Seconds(may_be_off=True),
+        "Between two looks at whether the files have changed; 0 looks only when told to.",
+    )
     forwarded_allow_ips: tuple[str, ...] = option(
         ("127.0.0.1", "::1", "unix"),
         PROXIES,

@@ -36,8 +36,6 @@ STOPPING = (signal.SIGINT, signal.SIGTERM)
 RELOADING = (signal.SIGHUP, signal.SIGUSR1)
 # For lifespan shutdown, and for cancelled applications, once nobody wants to wait.
 HURRY = 5.0
-# Between two looks at the certificates' files.
-CERTIFICATES_INTERVAL = 5.0
 # Deadlines are checked four times in the shortest of them, but not more often than this.
 FINEST_TICK = 0.05
 COARSEST_TICK = 1.0
@@ -201,7 +199,8 @@ class Server:
                 logger.info("certificates loaded again")
 
     async def _watch_certificates(self, worker: Worker, certificates: Certificates) -> None:
-        while not await worker.within(CERTIFICATES_INTERVAL, self._stop.wait):
+        interval = self.config.ssl_reload_interval
+        while not await worker.within(interval, self._stop.wait):
             if certificates.have_changed():
                 self._reload_certificates()
 
@@ -283,7 +282,8 @@ class Server:
                     describe=certificates.describe,
                     handshake_timeout=self.config.ssl_handshake_timeout,
                 )
-                worker.start(self._watch_certificates, worker, certificates)
+                if self.config.ssl_reload_interval:
+                    worker.start(self._watch_certificates, worker, certificates)
             if self.config.proxy_protocol:
                 for secure, inner in factories.items():
                     factories[secure] = ProxyFactory(
