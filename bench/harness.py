@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic, NoReturn, TypeVar
 
 import environment
 import servers
@@ -204,13 +204,14 @@ class Results(Generic[SampleT]):
     """The samples that count, by server and scenario, in order of rounds."""
 
     def __init__(self, samples: list[SampleT]) -> None:
-        self._samples: dict[tuple[str, str], list[SampleT]] = {}
+        self.samples = samples  # those that failed too
+        self._good: dict[tuple[str, str], list[SampleT]] = {}
         for sample in samples:
             if not sample.error:
-                self._samples.setdefault((sample.server, sample.scenario), []).append(sample)
+                self._good.setdefault((sample.server, sample.scenario), []).append(sample)
 
     def of(self, server: str, scenario: str) -> list[SampleT]:
-        return self._samples.get((server, scenario), [])
+        return self._good.get((server, scenario), [])
 
     def median(self, server: str, scenario: str, figure: Callable[[SampleT], float]) -> float:
         return statistics.median(figure(sample) for sample in self.of(server, scenario))
@@ -298,31 +299,36 @@ def print_heading(bench: Bench) -> None:
         print(f"{whose} environment: {python}, {listed}")
 
 
-def write_json(
-    path: Path,
-    bench: Bench,
-    results: Results[SampleT],
-    row: Callable[[str, str], dict[str, float | None]],
-    samples: list[SampleT],
-) -> None:
-    """`row` says what the summary has for a server and a scenario."""
+Row = Callable[[Results[SampleT], str, str], dict[str, float | None]]
+
+
+def finish(path: Path, bench: Bench, results: Results[SampleT], row: Row[SampleT]) -> int:
+    """Everything to a file, and what failed to stderr. `row` says what the summary has for a server
+    and a scenario. Returns the script's exit status."""
+    _write_json(path, bench, results, row)
+    failed = [sample for sample in results.samples if sample.error]
+    for sample in failed:
+        what = f"{sample.server} {sample.scenario}, round {sample.round + 1}"
+        print(f"FAILED: {what}: {brief(sample.error)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _write_json(path: Path, bench: Bench, results: Results[SampleT], row: Row[SampleT]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {
         "machine": bench.description,
         "packages": bench.packages,
         "summary": {
-            key: {name: row(name, key) for name in bench.names if results.of(name, key)}
+            key: {name: row(results, name, key) for name in bench.names if results.of(name, key)}
             for key in bench.keys
         },
-        "samples": [dataclasses.asdict(sample) for sample in samples],
+        "samples": [dataclasses.asdict(sample) for sample in results.samples],
     }
     path.write_text(json.dumps(content, indent=1) + "\n")
 
 
-def report_failures(samples: list[SampleT]) -> int:
-    """The script's exit status."""
-    failed = [sample for sample in samples if sample.error]
-    for sample in failed:
-        what = f"{sample.server} {sample.scenario}, round {sample.round + 1}"
-        print(f"FAILED: {what}: {brief(sample.error)}", file=sys.stderr)
-    return 1 if failed else 0
+def leave(main: Callable[[], int]) -> NoReturn:
+    """Run a script's `main` and exit as it says; Ctrl-C is worth no traceback."""
+    with contextlib.suppress(KeyboardInterrupt):
+        raise SystemExit(main())
+    raise SystemExit(130)

@@ -8,7 +8,6 @@ error does not count and makes the script fail.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import ssl
 import subprocess
@@ -277,13 +276,8 @@ def main() -> int:
     for key in bench.keys:
         if key.startswith("seed-"):
             print_chart(results, bench.names, key)
-    harness.write_json(
-        arguments.json, bench, results, lambda name, key: row(results, name, key), samples
-    )
-    return harness.report_failures(samples)
+    return harness.finish(arguments.json, bench, results, row)
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(KeyboardInterrupt):
-        raise SystemExit(main())
-    raise SystemExit(130)
+    harness.leave(main)

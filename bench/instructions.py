@@ -11,7 +11,6 @@ smallest count of each is used: what disturbs a run (a timer that comes due) onl
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import re
 import subprocess
@@ -23,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import environment
+import harness
 import servers
 from client import HOST, AnswerError, Client, connect
 
@@ -276,6 +276,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(KeyboardInterrupt):
-        raise SystemExit(main())
-    raise SystemExit(130)
+    harness.leave(main)

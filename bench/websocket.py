@@ -276,13 +276,8 @@ def main() -> int:
     timed = [key for key in bench.keys if not SCENARIOS[key].idle]
     harness.print_pairs(results, PAIRS, bench.names, timed)
     print_targets(results, bench)
-    harness.write_json(
-        arguments.json, bench, results, lambda name, key: row(results, name, key), samples
-    )
-    return harness.report_failures(samples)
+    return harness.finish(arguments.json, bench, results, row)
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(KeyboardInterrupt):
-        raise SystemExit(main())
-    raise SystemExit(130)
+    harness.leave(main)
