@@ -15,6 +15,7 @@ import os
 import queue
 import select
 import socket
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -30,6 +31,7 @@ measures_memory = pytest.mark.skipif(
     not os.path.exists("/proc/self/statm") or "asan" in os.environ.get("LD_PRELOAD", ""),
     reason="needs /proc, and memory that is given back",
 )
+MIB = 2**20
 PATIENCE = 10.0  # for what happens at once; a test that waits for it in vain fails
 
 
@@ -127,6 +129,25 @@ def request(method: str, target: str, *fields: str, body: bytes = b"") -> bytes:
     if body:
         lines.append(f"Content-Length: {len(body)}")
     return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+def reset(client: socket.socket) -> None:
+    """Close with a reset in place of a FIN."""
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    client.close()
+
+
+def push(client: socket.socket, data: bytes, most: int | None = None) -> int:
+    """Sends until nothing is taken any more; how many bytes were. `most`: `data` over and over,
+    so many bytes."""
+    view, pushed = memoryview(data), 0
+    client.settimeout(0.5)
+    with contextlib.suppress(TimeoutError):
+        while pushed < (len(data) if most is None else most):
+            # A TLS record at a time: what was refused is to be repeated as it was.
+            pushed += client.send(view[pushed % len(data) :][:16384])
+    client.settimeout(PATIENCE)
+    return pushed
 
 
 class Frame(NamedTuple):

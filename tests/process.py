@@ -148,6 +148,15 @@ def eventually(condition: Callable[[], Any]) -> Any:
     return outcome
 
 
+def settled(value: Callable[[], int]) -> int:
+    """What `value()` returns once it has begun to grow and no longer does."""
+    before = -1
+    while (now := value()) != before or not now:
+        before = now
+        time.sleep(0.1)
+    return now
+
+
 def refuses(address: tuple[str, int]) -> bool:
     """Whether nobody listens there any more."""
     try:

@@ -13,7 +13,6 @@ import gc
 import queue
 import re
 import socket
-import struct
 import sys
 import threading
 import time
@@ -25,7 +24,7 @@ from typing import Any
 import anyio
 import pytest
 import sniffio
-from conftest import PATIENCE, Client, Running, Serve, hello, read_body, request, respond
+from conftest import PATIENCE, Client, Running, Serve, hello, read_body, request, reset, respond
 
 import fastserve
 
@@ -48,12 +47,6 @@ def routes(**applications: Any) -> Any:
 
 def upload(length: int, body: bytes = b"") -> bytes:
     return f"POST / HTTP/1.1\r\nHost: test\r\nContent-Length: {length}\r\n\r\n".encode() + body
-
-
-def reset(client: Client) -> None:
-    """Closes the connection by a reset."""
-    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    client.close()
 
 
 def assert_alive(server: Running) -> None:

@@ -13,14 +13,25 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
 import anyio
 import pytest
-from conftest import PATIENCE, Client, Response, Running, Serve, hello, read_body, request, respond
+from conftest import (
+    MIB,
+    PATIENCE,
+    Client,
+    Response,
+    Running,
+    Serve,
+    hello,
+    push,
+    read_body,
+    request,
+    respond,
+)
+from process import settled
 
-MIB = 1024 * 1024
 BOUND = 32 * MIB  # more than the buffers of two sockets and the server together
 DRAINED = 256 * 1024  # so much of an unread body is read to keep the connection
 
@@ -41,28 +52,6 @@ def routes(**applications: Any) -> Any:
 
 def chunked(*pieces: bytes) -> bytes:
     return b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in (*pieces, b""))
-
-
-def settled(value: Callable[[], int]) -> int:
-    """Waits until `value()` has begun to grow and no longer does."""
-    before = -1
-    while (now := value()) != before or not now:
-        before = now
-        time.sleep(0.1)
-    return now
-
-
-def push(client: Client, data: bytes, most: int) -> int:
-    """Sends `data` over and over until nothing is taken any more; how many bytes were."""
-    pushed = 0
-    client.settimeout(0.3)
-    try:
-        while pushed < most:
-            pushed += client.send(data[pushed % len(data) :])
-    except TimeoutError:
-        pass
-    client.settimeout(PATIENCE)
-    return pushed
 
 
 def assert_alive(server: Running) -> None:

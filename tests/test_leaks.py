@@ -7,16 +7,17 @@ alive, does it many times more, and counts again.
 from __future__ import annotations
 
 import gc
+import importlib
 import logging
 import os
 import socket
-import struct
 import sys
 import time
 import weakref
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -30,20 +31,11 @@ from conftest import (
     handshake,
     read_body,
     request,
+    reset,
     respond,
 )
 
-from fastserve import (
-    _buffer,
-    _conversation,
-    _deflate,
-    _headers,
-    _http1,
-    _parser,
-    _reactor,
-    _transport,
-    _websocket,
-)
+import fastserve
 
 pytestmark = pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc")
 combinations = pytest.mark.parametrize(
@@ -55,17 +47,8 @@ combinations = pytest.mark.parametrize(
 # Every type of the compiled modules whose instances the collector knows, by its own name.
 TYPES = {
     kind
-    for module in (
-        _buffer,
-        _conversation,
-        _deflate,
-        _headers,
-        _http1,
-        _parser,
-        _reactor,
-        _transport,
-        _websocket,
-    )
+    for stub in Path(fastserve.__file__).parent.glob("_*.pyi")
+    for module in (importlib.import_module(f"fastserve.{stub.stem}"),)
     for kind in vars(module).values()
     if isinstance(kind, type) and kind.__module__ == module.__name__
 }
@@ -350,11 +333,6 @@ def cut_response(watched: Watched) -> None:
         client.sendall(request("GET", "/fail_late"))
         client.read_until(b"begun")
         client.is_closed_by_peer()
-
-
-def reset(client: socket.socket) -> None:
-    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    client.close()
 
 
 def leave_while_waiting(watched: Watched) -> None:

@@ -8,12 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import POLLERS, WORKERS, Client, measures_memory, request
+from conftest import MIB, POLLERS, WORKERS, Client, measures_memory, request
 from process import Process, eventually
 
 pytestmark = measures_memory
 
-MIB = 1024 * 1024
 GIB = 1024 * MIB
 BOUND = 32 * MIB
 

@@ -30,6 +30,7 @@ from typing import Any
 import anyio
 import pytest
 from conftest import (
+    MIB,
     PATIENCE,
     Client,
     Response,
@@ -37,18 +38,19 @@ from conftest import (
     Serve,
     hello,
     measures_memory,
+    push,
     read_body,
     request,
+    reset,
     respond,
 )
-from process import Process, eventually, others_environment
+from process import Process, eventually, others_environment, settled
 
 import fastserve
 from fastserve import _http1, _reactor, _tls, _transport, _websocket
 from fastserve.config import ConfigError
 from fastserve.tls import Certificates
 
-MIB = 1024 * 1024
 BOUND = 32 * MIB  # more than the buffers of two sockets and the server together
 FOLDER = Path(__file__).parent / "certificates"
 V12, V13 = ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3
@@ -200,37 +202,10 @@ class Records:
         return self.read() == b"" and not self.incoming.pending and self.socket.recv(1) == b""
 
 
-def reset(client: socket.socket) -> None:
-    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    client.close()
-
-
-def push(client: socket.socket, data: bytes, most: int) -> int:
-    """Sends until nothing is taken any more; how many bytes were."""
-    pushed = 0
-    client.settimeout(0.5)
-    try:
-        while pushed < most:
-            pushed += client.send(data[pushed % len(data) :][:16384])
-    except TimeoutError:
-        pass
-    client.settimeout(PATIENCE)
-    return pushed
-
-
 def send_rest(client: socket.socket, data: bytes, pushed: int) -> None:
     # What was refused is to be repeated as it was.
     client.sendall(data[pushed:][:16384])
     client.sendall(data[pushed + 16384 :])
-
-
-def settled(value: Callable[[], int]) -> int:
-    """Waits until `value()` has begun to grow and no longer does."""
-    before = -1
-    while (now := value()) != before or not now:
-        before = now
-        time.sleep(0.1)
-    return now
 
 
 def assert_alive(server: Running) -> None:

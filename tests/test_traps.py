@@ -10,15 +10,14 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import os
-import socket
-import struct
 import threading
 from collections.abc import Callable
 from typing import Any
 
 import anyio
 import pytest
-from conftest import PATIENCE, Client, Serve, read_body, request, respond
+from conftest import PATIENCE, Client, Serve, read_body, request, reset, respond
+from process import eventually
 
 variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="untouched")
 
@@ -38,22 +37,6 @@ class Block:
     def hold(self, client: Client) -> None:
         client.sendall(request("GET", "/block"))
         assert self.held.wait(PATIENCE)
-
-
-def reset(client: Client) -> None:
-    """Close with a reset in place of a FIN."""
-    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    client.close()
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    """Poll a condition that nothing announces; fails when it does not come true."""
-    never = threading.Event()
-    for _ in range(int(PATIENCE / 0.01)):
-        if condition():
-            return
-        never.wait(0.01)
-    raise AssertionError("the condition did not come true")
 
 
 def test_a_pipeline_starts_each_application_on_a_fresh_stack_and_context(serve: Serve) -> None:
@@ -107,7 +90,7 @@ def test_a_cancelled_receive_that_was_woken_in_the_same_turn_loses_nothing(serve
     with server.connect() as first, server.connect() as second, server.connect() as third:
         body = b"not to be lost"
         first.sendall(f"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n\r\n".encode())
-        wait_until(lambda: bool(waiting))
+        eventually(lambda: bool(waiting))
         block.hold(second)
         first.sendall(body)
         third.sendall(request("GET", "/cancel"))
@@ -169,7 +152,7 @@ def test_waking_in_the_turn_of_a_cancellation_does_nothing(serve: Serve) -> None
     with server.connect() as first, server.connect() as second:
         for _ in range(3):
             first.sendall(request("GET", "/"))
-            wait_until(lambda: bool(waiting))
+            eventually(lambda: bool(waiting))
             assert second.get("/cancel").status == 200
             assert first.read_response().body == b"ended"
     assert server.errors == []
@@ -248,10 +231,10 @@ def test_a_reset_while_reading_is_paused_ends_the_connection(serve: Serve) -> No
     sockets = open_sockets()
     reset(client)
     if server.config.poller == "epoll":
-        wait_until(lambda: open_sockets() == sockets - 2)
+        eventually(lambda: open_sockets() == sockets - 2)
     else:
         # asyncio and trio do not watch a descriptor that nobody wants to read.
-        wait_until(lambda: open_sockets() == sockets - 1)
+        eventually(lambda: open_sockets() == sockets - 1)
     go_on.set()
     if server.config.poller == "epoll":
         assert ended.wait(PATIENCE)

@@ -16,7 +16,6 @@ import random
 import re
 import resource
 import socket
-import struct
 import threading
 import time
 import zlib
@@ -27,6 +26,7 @@ from typing import Any
 import anyio
 import pytest
 from conftest import (
+    MIB,
     PATIENCE,
     Client,
     Frame,
@@ -37,15 +37,17 @@ from conftest import (
     handshake,
     hello,
     measures_memory,
+    push,
     request,
+    reset,
     respond,
 )
+from process import eventually, settled
 
 import fastserve
 
 Message = dict[str, Any]
 
-MIB = 2**20
 BOUND = 16 * MIB  # more than the buffers of two sockets and the server together
 
 # The first byte of a frame.
@@ -156,49 +158,19 @@ async def until(event: threading.Event) -> None:
             await anyio.sleep(0.002)
 
 
+def behind_pings(client: WebSocketClient, *, answer: bool = False) -> Frame:
+    """The next frame that is no ping; `answer`: each of those is answered."""
+    while (found := client.read_frame()).first == PING:
+        if answer:
+            client.sendall(frame(PONG, found.payload))
+    return found
+
+
 async def until_disconnect(receive: Any) -> Message:
     while (message := await receive())["type"] != "websocket.disconnect":
         pass
     found: Message = message
     return found
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    """Poll a condition that nothing announces; fails when it does not come true."""
-    never = threading.Event()
-    for _ in range(int(PATIENCE / 0.01)):
-        if condition():
-            return
-        never.wait(0.01)
-    raise AssertionError("the condition did not come true")
-
-
-def settled(value: Callable[[], int]) -> int:
-    """Waits until `value()` has begun to grow and no longer does."""
-    before = -1
-    while (now := value()) != before or not now:
-        before = now
-        time.sleep(0.05)
-    return now
-
-
-def push(client: Client, data: bytes) -> int:
-    """Sends until nothing is taken any more; how many bytes were."""
-    pushed = 0
-    client.settimeout(0.1)
-    try:
-        while pushed < len(data):
-            pushed += client.send(memoryview(data)[pushed : pushed + MIB])
-    except TimeoutError:
-        pass
-    client.settimeout(PATIENCE)
-    return pushed
-
-
-def reset(client: socket.socket) -> None:
-    """Closes the connection by a reset."""
-    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    client.close()
 
 
 def assert_alive(server: Running) -> None:
@@ -1371,13 +1343,9 @@ def test_pings(serve: Serve) -> None:
             client.sendall(frame(PONG, payload))
         assert len(payloads) == 4
         client.sendall(frame(TEXT, b"text"))
-        while (found := client.read_frame()).first == PING:
-            client.sendall(frame(PONG, found.payload))
-        assert found == (TEXT, b"text")
+        assert behind_pings(client, answer=True) == (TEXT, b"text")
         client.sendall(closing(1000))
-        while (found := client.read_frame()).first == PING:
-            pass
-        assert found == (CLOSE, b"\x03\xe8")
+        assert behind_pings(client) == (CLOSE, b"\x03\xe8")
     assert errors_of(server) == []
 
 
@@ -1414,9 +1382,7 @@ def test_pings_are_options(serve: Serve) -> None:
         for _ in range(4):
             assert client.read_frame().first == PING
         client.sendall(closing(1000))
-        while (found := client.read_frame()).first == PING:
-            pass
-        assert found == (CLOSE, b"\x03\xe8")
+        assert behind_pings(client) == (CLOSE, b"\x03\xe8")
     assert errors_of(server) == []
 
 
@@ -1435,15 +1401,12 @@ def test_pong_behind_a_slow_frame(serve: Serve) -> None:
             time.sleep(0.05)
         assert time.monotonic() - begun > 0.4  # twice the timeout
         client.sendall(frame(PONG, payload))
-        while (found := client.read_frame()).first == PING:
-            client.sendall(frame(PONG, found.payload))
-        assert found == (BINARY, bytes(40))
+        assert behind_pings(client, answer=True) == (BINARY, bytes(40))
         # And one that does not is closed.
         client.sendall(data[:-10])
-        while (found := client.read_frame()).first == PING:
-            pass
-        assert found[0] == CLOSE
-        assert found[1][:2] == (1011).to_bytes(2)
+        found = behind_pings(client)
+        assert found.first == CLOSE
+        assert found.payload[:2] == (1011).to_bytes(2)
     assert [app.next() for _ in range(2)] == [received(bytes(40)), LOST]
     assert errors_of(server) == []
 
@@ -1463,9 +1426,7 @@ def test_no_pong_is_awaited_while_nothing_is_read(serve: Serve) -> None:
         first, payload = client.read_frame()
         assert first == PING
         client.sendall(frame(PONG, payload) + closing(1000))
-        while (found := client.read_frame()).first == PING:
-            pass
-        assert found == (CLOSE, b"\x03\xe8")
+        assert behind_pings(client) == (CLOSE, b"\x03\xe8")
     assert app.next_to_the_end() == [*(5 * [received("text")]), ended(1000)]
     assert errors_of(server) == []
 
@@ -1534,9 +1495,7 @@ def test_closing_handshake_has_an_end(serve: Serve) -> None:
         with server.websocket() as client:
             assert client.read_frame().first == PING  # a pong is awaited from now on
             client.sendall(frame(TEXT, b"text"))
-            while (found := client.read_frame()).first == PING:
-                pass
-            assert found == (CLOSE, (4001).to_bytes(2) + b"enough")
+            assert behind_pings(client) == (CLOSE, (4001).to_bytes(2) + b"enough")
             client.sendall(answer)
             assert client.is_closed_by_peer()
         assert ways.get(timeout=PATIENCE) == ended(4001, "enough")
@@ -2352,7 +2311,7 @@ def test_many_with_a_slow_reader(serve: Serve, many_descriptors: None) -> None:
     for client in clients:
         assert client.read_close() == (1000, "")
         client.close()
-    wait_until(lambda: app.told.qsize() == 4 * count)
+    eventually(lambda: app.told.qsize() == 4 * count)
     assert errors_of(server) == []
 
 
@@ -2403,6 +2362,6 @@ def test_soak(serve: Serve) -> None:
     come_and_go(200)
     files, memory = descriptors(), resident_memory()
     come_and_go(1000)
-    wait_until(lambda: descriptors() <= files)
+    eventually(lambda: descriptors() <= files)
     assert resident_memory() - memory < 2 * MIB
     assert errors_of(server) == []

@@ -23,11 +23,10 @@ import websockets.asyncio.client
 import wsproto
 import wsproto.events
 import wsproto.extensions
-from conftest import PATIENCE, WORKERS
+from conftest import MIB, PATIENCE, WORKERS
 from process import Process
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-MIB = 2**20
 LOOPS = ["asyncio", "uvloop"]
 FRAMEWORKS = {
     "starlette": WORKERS,

@@ -8,7 +8,6 @@ import io
 import logging
 import queue
 import socket
-import struct
 import sys
 import threading
 import time
@@ -20,13 +19,12 @@ from typing import Any
 from wsgiref.validate import validator
 
 import pytest
-from conftest import PATIENCE, WORKERS, Client, Serve, measures_memory, request
+from conftest import MIB, PATIENCE, WORKERS, Client, Serve, measures_memory, request, reset
 from process import Process, eventually
 from test_frameworks import CONTENT, NUMBERS, Site, check_stream, check_upload, curl, sites
 
 from fastserve.wsgi import WSGI, make_environ
 
-MIB = 1024 * 1024
 TEXT = [("Content-Type", "text/plain")]
 
 
@@ -621,11 +619,6 @@ def mounted(app: Any) -> Any:
 
     inner = WSGI(app)
     return outer
-
-
-def reset(client: socket.socket) -> None:
-    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    client.close()
 
 
 class TestThreads:
