@@ -664,6 +664,29 @@ class TestThreads:
             for _ in range(10):
                 assert quick.get().body == b"small"
 
+    def test_one_that_cannot_be_started(self, serve: Serve) -> None:
+        """Its request has failed by the time that there is a thread for it."""
+        called: list[str] = []
+
+        def app(environ: Any, start_response: Any) -> Iterable[bytes]:
+            called.append(environ["PATH_INFO"])
+            environ["wsgi.input"].read()
+            return hello(environ, start_response)
+
+        running = serve(app, wsgi_threads=1)
+        before = threading.stack_size(2**60)  # no machine has so much
+        try:
+            with running.connect() as client:
+                client.sendall(request("POST", "/first", body=b"abc"))
+                assert client.read_response().status == 500
+        finally:
+            threading.stack_size(before)
+        with running.connect() as client:
+            client.sendall(request("POST", "/second", body=b"abc"))
+            assert client.read_response().status == 200
+        assert called == ["/second"]
+        assert [str(error) for error in running.exceptions()] == ["can't start new thread"]
+
     def test_they_are_few_and_each_in_its_turn(self, serve: Serve) -> None:
         """A thousand at once on four threads: all are answered, first come, first served."""
         names: set[str] = set()

@@ -52,8 +52,9 @@ class Attended:
     async def attend(self, function: Callable[[], None]) -> None:
         """Run `function()` in a thread, in a copy of this context, and do its errands."""
         context = contextvars.copy_context()
-        self._worker.threads.start(functools.partial(context.run, self._run, function))
         try:
+            # Where no thread can be started, the function still waits for the first that is.
+            self._worker.threads.start(functools.partial(context.run, self._run, function))
             await self._do_errands()
         finally:
             self._abandoned = True
