@@ -17,7 +17,6 @@ only when the application's own code raised: then its traceback is worth showing
 
 from __future__ import annotations
 
-import difflib
 import functools
 import importlib
 import inspect
@@ -28,10 +27,11 @@ from types import TracebackType
 from typing import Any, cast
 
 from fastserve.asgi import ASGI2, ASGI3, Receive, Scope, Send
-from fastserve.config import Config, ConfigError
+from fastserve.checks import ConfigError, nearest, one_line
+from fastserve.config import Config
 from fastserve.wsgi import WSGI
 
-__all__ = ["ASGI3", "ApplicationError", "Asgi2Adapter", "load"]
+__all__ = ["ApplicationError", "Asgi2Adapter", "load"]
 
 
 class ApplicationError(Exception):
@@ -94,8 +94,7 @@ def _find(target: str, app_dir: str) -> object:
         try:
             found = getattr(found, attribute)
         except AttributeError:
-            near = difflib.get_close_matches(attribute, dir(found), n=1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            hint = nearest(attribute, dir(found), repr)
             raise ApplicationError(f"{where} has no attribute {attribute!r}{hint}") from None
         where = f"{where}.{attribute}"
     return found
@@ -147,8 +146,7 @@ def _call_factory(factory: object, name: str) -> object:
 def _failed(what: str, error: BaseException) -> ApplicationError:
     """The one line for an error of the application; its traceback begins in their code."""
     error.__traceback__ = _from_their_code(error.__traceback__)
-    text = " ".join(str(error).split())
-    return ApplicationError(f"{what}: {type(error).__name__}{f': {text}' if text else ''}")
+    return ApplicationError(f"{what}: {one_line(error)}")
 
 
 def _from_their_code(traceback: TracebackType | None) -> TracebackType | None:

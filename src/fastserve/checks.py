@@ -46,6 +46,7 @@ __all__ = [
     "Whole",
     "WorkerClass",
     "nearest",
+    "one_line",
     "parse_bind",
 ]
 
@@ -502,3 +503,9 @@ def nearest(word: str, words: Iterable[str], spell: Callable[[str], str] = str) 
     """A hint at the one of `words` that may have been meant; empty if none is like it."""
     near = difflib.get_close_matches(word, list(words), n=1)
     return f" (did you mean {spell(near[0])}?)" if near else ""
+
+
+def one_line(error: BaseException) -> str:
+    """The type of an error of somebody's code, and what it says."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastserve.application import ASGI3
+from fastserve.asgi import ASGI3, Message
 from fastserve.config import Config
 from fastserve.log import logger
 from fastserve.worker import Event, Worker
@@ -100,7 +100,7 @@ class Lifespan:
             self._end()
             self._started.set()
 
-    async def _receive(self) -> dict[str, Any]:
+    async def _receive(self) -> Message:
         self._asked += 1
         if self._asked == 1:
             return {"type": "lifespan.startup"}
@@ -109,7 +109,7 @@ class Lifespan:
             await Event(self.worker).wait()  # nothing follows: until the worker ends
         return {"type": "lifespan.shutdown"}
 
-    async def _send(self, message: dict[str, Any]) -> None:
+    async def _send(self, message: Message) -> None:
         kind = message["type"]
         kind = ALIASES.get(kind, kind)
         if kind == "lifespan.startup.complete" and not self._started.is_set:

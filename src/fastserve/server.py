@@ -19,7 +19,8 @@ from fastserve._tls import TlsFactory
 from fastserve._transport import ProtocolFactory
 from fastserve._websocket import WebSocketUpgrade
 from fastserve.access import AccessLog
-from fastserve.application import ASGI3, load
+from fastserve.application import load
+from fastserve.asgi import ASGI3
 from fastserve.config import Config, ConfigError
 from fastserve.extensions import negotiate_deflate
 from fastserve.lifespan import Lifespan, LifespanError

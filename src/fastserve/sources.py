@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, ClassVar
 
-from fastserve.checks import ConfigError
+from fastserve.checks import ConfigError, one_line
 
 __all__ = [
     "Environment",
@@ -196,14 +196,13 @@ def _current_folder() -> Iterator[None]:
 
 def _failed(where: str, error: BaseException) -> ConfigError:
     """The one line for an error in somebody's Python."""
-    text = " ".join(str(error).split())
     line = ""
     traceback = error.__traceback__
     while traceback is not None:
         if traceback.tb_frame.f_code.co_filename == where:
             line = f" (line {traceback.tb_lineno})"
         traceback = traceback.tb_next
-    return ConfigError(f"{where}: {type(error).__name__}{f': {text}' if text else ''}{line}")
+    return ConfigError(f"{where}: {one_line(error)}{line}")
 
 
 def _options_of(holder: object) -> dict[str, Any]:
