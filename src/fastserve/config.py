@@ -770,6 +770,7 @@ REFUSED: Mapping[str, str] = MappingProxyType(
         "alt_svc_headers": _NO_HTTP3,
         "read_timeout": "see header_timeout and body_timeout, which are for a whole head"
         " and for each read of a body",
+        "ssl_version": "see tls_min_version, the oldest version that is spoken",
         "access_logger": "see access_logfile and access_logformat",
         "error_logger": "see error_logfile, or give the logger 'fastserve' handlers of your own",
     }
