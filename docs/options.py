@@ -30,8 +30,8 @@ application and does not serve; its exit status is 0 if all is well. From Python
 * A size is a number of bytes, or text with a unit: `64K`, `16M`, `1G`, powers of 1024.
 * A switch has a flag without a value; in the other ways it is true or false. In the
   environment `true`, `1`, `yes`, `on` and `false`, `0`, `no`, `off` will do.
-* In the environment several addresses have commas between them, and an empty variable counts
-  as not given.
+* In the environment several values have commas between them (several of `header` line breaks),
+  and an empty variable counts as not given.
 * A name that is no option's is an error, with the nearest one that is; in the environment it is
   a warning, since Kubernetes sets `FASTSERVE_SERVICE_HOST` and others for a service of that name.
   In a Python file names that begin with `_`, names in capitals, modules, functions and classes

@@ -112,6 +112,7 @@ cdef class Http1Factory(ProtocolFactory):
         str root_path="",
         bytes server_header=b"fastserve",
         bint date_header=True,
+        fields=(),
         bint raise_on_disconnect=False,
         Py_ssize_t limit_request_line=8190,
         Py_ssize_t limit_request_fields=100,
@@ -128,8 +129,8 @@ cdef class Http1Factory(ProtocolFactory):
         http_version, status, body length in bytes, and microseconds; with `access_fields`
         also with the request's fields and the application's, both as tuples of pairs.
         `state`: the lifespan's, copied for each request; None where the application has no
-        lifespan. Timeouts are in seconds, `body_min_rate` in bytes a second (0: any), limits
-        in bytes."""
+        lifespan. `fields`: pairs of bytes, for every response. Timeouts are in seconds,
+        `body_min_rate` in bytes a second (0: any), limits in bytes."""
         self.host = host
         self.upgrade = upgrade
         self.gate = gate
@@ -140,6 +141,7 @@ cdef class Http1Factory(ProtocolFactory):
         self.root_path = root_path
         self.server_line = b"server: " + server_header + b"\r\n" if server_header else b""
         self.date = DateLine() if date_header else None
+        self.field_lines = b"".join([b"%b: %b\r\n" % field for field in fields])
         self.raise_on_disconnect = raise_on_disconnect
         self.limit_line = limit_request_line
         self.limit_fields = limit_request_fields
@@ -175,11 +177,14 @@ cdef class Http1Factory(ProtocolFactory):
         self.draining = True
 
     cdef int append_own_fields(self, ResponseHead head, SendBuffer out) except -1:
-        """Date and Server, unless the application set its own or the option is off."""
+        """Date and Server, unless the application set its own or the option is off, and those
+        that every response has."""
         if self.date is not None and not head.has_date:
             self.date.append_to(out)
         if not head.has_server:
             out.append_bytes(self.server_line)
+        if self.field_lines:
+            out.append_bytes(self.field_lines)
         return 0
 
     cdef Protocol build(self):

@@ -211,6 +211,7 @@ def test_every_option_arrives(server: FakeServer, app_dir: Path) -> None:
         "limit_request_body": 3000,
         "include_server_header": False,
         "include_date_header": False,
+        "header": ("X-One: 1", "X-Two: a, b"),
         "raise_on_disconnect": True,
         "limit_concurrency": 12,
         "queue_size": 13,

@@ -75,6 +75,44 @@ def test_a_copy_with_changes_is_equal_to_a_fresh_one() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("X-One:1", "X-One: 1"),
+        ("x-one: \t a:b, c \t", "x-one: a:b, c"),
+        ("X-None:", "X-None: "),
+        ("Server: mine", "Server: mine"),
+        ("X-Latin: caf\xe9", "X-Latin: caf\xe9"),
+    ],
+)
+def test_header_fields(given: str, kept: str) -> None:
+    assert Config(header=given).header == (kept,)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "",
+        "X-One",
+        ": 1",
+        "X One: 1",
+        "X-One: a\r\nX-Two: b",
+        "X-One: a\x00",
+        "X-One: \u20ac",
+        "X-One :1",
+    ],
+)
+def test_what_is_no_header_field(bad: str) -> None:
+    with pytest.raises(ConfigError, match="^--header: a field like 'Name: value' expected"):
+        Config(header=bad)
+
+
+@pytest.mark.parametrize("name", ["Connection", "content-length", "Transfer-Encoding", "DATE"])
+def test_header_fields_of_the_servers_own(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"^--header: {name} is for the server to say$"):
+        Config(header=f"{name}: 5")
+
+
 def test_a_truth_value_is_no_verify_mode() -> None:
     with pytest.raises(ConfigError, match="^--verify-mode: one of none, optional, required"):
         Config(verify_mode=True)

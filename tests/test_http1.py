@@ -438,6 +438,30 @@ def test_date_and_server(serve: Serve) -> None:
             assert (client.read_response().field(b"date") is not None) is on
 
 
+def test_fields_of_every_response(serve: Serve) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["path"] == "/fails":
+            raise RuntimeError
+        await respond(send, headers=((b"x-one", b"app"),))
+
+    fields = ("X-One: 1", "X-Two: 2", "x-two: 3", "Server: mine")
+    server = serve(app, header=fields, include_date_header=False)
+    own = [(b"server", b"mine"), (b"x-one", b"1"), (b"x-two", b"2"), (b"x-two", b"3")]
+    for sent, status in (
+        (request("GET", "/"), 200),
+        (request("GET", "/fails"), 500),
+        (b"nonsense\r\n\r\n", 400),
+    ):
+        with server.connect() as client:
+            client.sendall(sent)
+            response = client.read_response()
+        assert response.status == status
+        assert [pair for pair in response.fields if pair in own] == own
+        assert ((b"x-one", b"app") in response.fields) == (status == 200)
+    with serve(app, header="Server: mine", include_server_header=False).connect() as client:
+        assert client.get("/").field(b"server") == b"mine"
+
+
 def test_fields_of_the_application(serve: Serve) -> None:
     """Order and repetitions stay; what concerns one connection alone is the server's."""
 

@@ -39,6 +39,7 @@ SPECIAL: dict[str, st.SearchStrategy[Any]] = {
     "proxy_headers": st.sampled_from(["off", "for", "forwarded", "proto"]),
     "umask": st.integers(0, 0o777).map("{:03o}".format),
     "root_path": st.builds("/{}".format, WORD),
+    "header": st.lists(st.builds("{}: a, b".format, WORD), min_size=1, max_size=3),
     "application": st.builds("{}:app".format, WORD),
     "access_logformat": st.lists(st.sampled_from(["%(h)s", " ", '"', "%%", "\\", "%({a-b}i)-9s"]))
     .map("".join)
@@ -106,7 +107,7 @@ def test_every_way_gives_the_same(name: str, data: st.DataObject, tmp_path: Path
     python.write_text("".join(f"{key} = {one!r}\n" for key, one in given.items()))
     variables = {
         "FASTSERVE_APPLICATION": given["application"],
-        f"FASTSERVE_{name.upper()}": ",".join(texts_of(value)),
+        f"FASTSERVE_{name.upper()}": option.separator.join(texts_of(value)),
     }
 
     assert from_flags(option, value) in (expected, None)
@@ -122,6 +123,7 @@ def test_every_way_gives_the_same(name: str, data: st.DataObject, tmp_path: Path
 BAD = {
     "bind": "a b:1",
     "root_path": "api",
+    "header": "Connection: close",
     "access_logformat": "100%",
     "application": 5,
     "pid": "\0",
@@ -248,7 +250,7 @@ DESCRIPTORS = {"fd", "file_descriptor"}
 
 
 def test_no_alias_is_forgotten() -> None:
-    assert set(ALIAS_CASES) | DESCRIPTORS == set(ALIASES)
+    assert {*ALIAS_CASES, *DESCRIPTORS, "headers"} == set(ALIASES)
 
 
 @pytest.mark.parametrize("name", ALIAS_CASES)
@@ -268,6 +270,16 @@ def test_an_alias(name: str, tmp_path: Path) -> None:
             words = [alias.spelling] if alias.switch else [alias.spelling, text]
             if alias.switch or not isinstance(given, bool):
                 assert getattr(parsed(*words, "a:b").config, option.name) == expected
+
+
+def test_pairs_are_fields() -> None:
+    given = [("X-A", "a: b"), ("x-b", "")]
+    assert Config.from_options(headers=given).header == ("X-A: a: b", "x-b: ")
+    for bad in ("X-A: a", [("X-A",)], 5):
+        with pytest.raises(ConfigError, match="^headers: pairs of name and value expected"):
+            Config.from_options(headers=bad)
+    with pytest.raises(ConfigError, match="^headers: a field like 'Name: value' expected"):
+        Config.from_options(headers=[("X-A", "a\r\nX-B: b")])
 
 
 @pytest.mark.parametrize("name", sorted(DESCRIPTORS))

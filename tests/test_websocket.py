@@ -339,6 +339,13 @@ def test_after_other_requests(serve: Serve) -> None:
     assert errors_of(server) == []
 
 
+def test_fields_of_every_response(serve: Serve) -> None:
+    server = serve(Application(), lifespan="off", header="X-One: 1")
+    with server.websocket() as client:
+        assert client.response.field(b"x-one") == b"1"
+        client.close_with()
+
+
 def test_scope(serve: Serve) -> None:
     app = Application()
     server = serve(app, lifespan="off", root_path="/api")

@@ -67,7 +67,7 @@ cdef class Http1Factory(ProtocolFactory):
         dict asgi
         dict state
         str root_path
-        bytes server_line
+        bytes server_line, field_lines
         DateLine date
         bint raise_on_disconnect
         bint draining

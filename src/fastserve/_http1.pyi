@@ -31,6 +31,7 @@ class Http1Factory(ProtocolFactory):
         root_path: str = "",
         server_header: bytes = b"fastserve",
         date_header: bool = True,
+        fields: Iterable[tuple[bytes, bytes]] = (),
         raise_on_disconnect: bool = False,
         limit_request_line: int = 8190,
         limit_request_fields: int = 100,

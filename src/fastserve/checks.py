@@ -28,6 +28,7 @@ __all__ = [
     "Check",
     "Choice",
     "ConfigError",
+    "HeaderField",
     "LineFormat",
     "LogLevel",
     "Mask",
@@ -334,6 +335,31 @@ class Text(Check):
         if not isinstance(value, str) or not value:
             raise ValueError(f"a text expected, not {value!r}")
         return value
+
+
+@dataclass(frozen=True, slots=True)
+class HeaderField(Check):
+    """A field for a response, as `Name: value` (RFC 9110 section 5)."""
+
+    metavar: str = "NAME:VALUE"
+
+    def __call__(self, value: Any) -> str:
+        match = _FIELD.fullmatch(value) if isinstance(value, str) else None
+        if match is None:
+            raise ValueError(f"a field like 'Name: value' expected, not {value!r}")
+        if match["name"].lower() in _FRAMING:
+            raise ValueError(f"{match['name']} is for the server to say")
+        return f"{match['name']}: {match['value']}"
+
+
+_FIELD = re.compile(
+    r"(?P<name>[!#$%&'*+\-.^_`|~0-9A-Za-z]+):[\t ]*"
+    r"(?P<value>|[!-~\x80-\xff](?:[\t -~\x80-\xff]*[!-~\x80-\xff])?)[\t ]*"
+)
+# Those that would be wrong in some responses: what ends them, and what ends the connection.
+_FRAMING = frozenset(
+    "connection content-length date keep-alive te trailer transfer-encoding upgrade".split()
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ from fastserve.checks import (
     Check,
     Choice,
     ConfigError,
+    HeaderField,
     LineFormat,
     LogLevel,
     Mask,
@@ -112,6 +113,7 @@ class Option:
     short: str = ""
     aliases: tuple[Alias, ...] = ()
     repeatable: bool = False
+    separator: str = ","
     secret: bool = False
 
     @property
@@ -160,11 +162,13 @@ def option(
     short: str = "",
     aliases: tuple[Alias, ...] = (),
     repeatable: bool = False,
+    separator: str = ",",
     secret: bool = False,
 ) -> Any:
     """A field that carries its option's facts; the rest is derived from its name.
 
-    `secret`: the value is never shown."""
+    `separator`: between the values of a repeatable one in a variable. `secret`: the value is
+    never shown."""
     facts = {
         "section": section,
         "check": check,
@@ -172,6 +176,7 @@ def option(
         "short": short,
         "aliases": aliases,
         "repeatable": repeatable,
+        "separator": separator,
         "secret": secret,
     }
     if flag is not None:
@@ -228,6 +233,14 @@ def _no_access_log(value: bool, now: str | None) -> str | None:
 
 def _no_proxy_headers(value: bool, now: tuple[str, ...]) -> tuple[str, ...]:
     return () if value else now
+
+
+def _fields(value: Any, now: tuple[str, ...]) -> tuple[str, ...]:
+    """uvicorn's pairs of name and value."""
+    try:
+        return tuple(f"{name}: {text}" for name, text in value)
+    except (TypeError, ValueError):
+        raise ValueError(f"pairs of name and value expected, not {value!r}") from None
 
 
 def _uvloop(value: bool, now: str) -> str:
@@ -508,6 +521,15 @@ class Config:
         "Add no Date field.",
         flag="--no-date-header",
         aliases=(Alias("date_header", switch=True),),
+    )
+    header: tuple[str, ...] = option(
+        (),
+        ANSWERS,
+        Several(HeaderField()),
+        "Add this field to every answer, whatever the application gives. May be repeated.",
+        aliases=(Alias("headers", _fields, flag=""),),
+        repeatable=True,
+        separator="\n",
     )
     raise_on_disconnect: bool = option(
         False,
@@ -803,8 +825,8 @@ def resolve(places: Iterable[Source]) -> Resolved:
             if option.name in given:
                 _refuse_second(source, option, given[option.name], alias)
             given[option.name] = alias
-            if alias is None and option.repeatable and source.separator and isinstance(value, str):
-                value = tuple(value.split(source.separator))
+            if alias is None and option.repeatable and source.is_text and isinstance(value, str):
+                value = tuple(value.split(option.separator))
             elif alias is not None:
                 value = _converted(alias, value, values.get(option.name, option.default), label)
             values[option.name] = option.normalise(value, label)

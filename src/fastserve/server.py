@@ -342,6 +342,7 @@ def _factory(
     *,
     raises: bool,
 ) -> Http1Factory:
+    server, fields = _own_fields(config)
     return Http1Factory(
         host,
         upgrade=_upgrade(config),
@@ -351,8 +352,9 @@ def _factory(
         access_fields=access is not None and access.wants_fields,
         state=state,
         root_path=config.root_path,
-        server_header=b"fastserve" if config.include_server_header else b"",
+        server_header=server,
         date_header=config.include_date_header,
+        fields=fields,
         raise_on_disconnect=raises,
         limit_request_line=config.limit_request_line,
         limit_request_fields=config.limit_request_fields,
@@ -363,6 +365,19 @@ def _factory(
         keep_alive_timeout=config.keep_alive_timeout,
         body_min_rate=config.body_min_rate,
     )
+
+
+def _own_fields(config: Config) -> tuple[bytes, list[tuple[bytes, bytes]]]:
+    """The value of Server, empty for none, and what else every response has."""
+    server = b"fastserve" if config.include_server_header else b""
+    fields = []
+    for line in config.header:
+        name, _, value = line.encode("latin-1").partition(b": ")
+        if name.lower() == b"server":
+            server = value
+        else:
+            fields.append((name, value))
+    return server, fields
 
 
 def _gate(config: Config) -> Gate | None:

@@ -45,8 +45,8 @@ class Source:
     is_shared: ClassVar[bool] = False
     # Whether it is the flags themselves that are written there.
     has_flags: ClassVar[bool] = False
-    # Between the values of a repeatable option, where there can be only one text.
-    separator: ClassVar[str] = ""
+    # Whether all values of a repeatable option are in one text.
+    is_text: ClassVar[bool] = False
 
     def label(self, name: str, flag: str) -> str:
         """How a message names what was given; `flag` is empty where there is none."""
@@ -79,7 +79,7 @@ class Environment(Source):
     """
 
     is_shared = True
-    separator = ","
+    is_text = True
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         super().__init__(
