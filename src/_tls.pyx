@@ -340,7 +340,10 @@ cdef class TlsTransport(Transport):
                 self.incoming.read()
                 continue
             above.data_received(PyByteArray_AS_STRING(plain), length)
-        return self.encrypt()
+        self.encrypt()
+        if self.below is not None and self.outgoing.pending > ANSWERS_MOST:
+            below.abort()
+        return 0
 
     cdef int _give_up(self, Transport below) except -1:
         """The peer has broken TLS: its alert, and the end. Nothing can be encrypted any more,
@@ -375,7 +378,7 @@ cdef class TlsTransport(Transport):
             if out.pending == 0 and self.out is out:
                 self.out = None
                 self.factory.give_buffer(out)
-        elif self.outgoing.pending:
+        if self.outgoing.pending and not below.choked:
             self._pass_on(below)
         self.choked = self.choked or below.choked
         return 0

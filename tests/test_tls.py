@@ -8,6 +8,7 @@ tests/certificates/make.sh.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import hashlib
 import importlib.util
@@ -200,6 +201,21 @@ class Records:
         """Whether close_notify and then FIN are what comes next."""
         assert not self.received
         return self.read() == b"" and not self.incoming.pending and self.socket.recv(1) == b""
+
+
+def update_keys(client: Records) -> bytes:
+    """Records that each ask for another one (RFC 8446 section 4.6.3), which Python has no name for."""
+    with open("/proc/self/maps") as maps:
+        [library, *_] = {line.split()[-1] for line in maps if "/libssl" in line} or [None]
+    if library is None:
+        pytest.skip("OpenSSL is not a library of its own")
+    openssl = ctypes.CDLL(library)
+    # Behind the head of the object and the pointer to its SSLObject.
+    at = id(client.session._sslobj) + object.__basicsize__ + ctypes.sizeof(ctypes.c_void_p)
+    session = ctypes.c_void_p.from_address(at)
+    for _ in range(100):
+        assert openssl.SSL_key_update(session, 1) == openssl.SSL_do_handshake(session) == 1
+    return client.outgoing.read()
 
 
 def send_rest(client: socket.socket, data: bytes, pushed: int) -> None:
@@ -412,6 +428,25 @@ def test_a_client_that_does_not_read(serve: Serve) -> None:
         assert client.read_exactly(5) == b"0\r\n\r\n"
         client.sendall(request("GET", "/"))
         client.read_until(b"\r\n\r\n")
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="finds OpenSSL by /proc")
+def test_a_client_that_does_not_read_what_tls_answers(serve: Serve) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await respond(send, bytes(BOUND if scope["path"] == "/big" else 1))
+
+    server = serve(app, lifespan="off", **SERVER)
+    with Records(server).opened() as client:
+        for _ in range(50):  # which are taken, however many
+            client.socket.sendall(update_keys(client))
+            client.send(request("GET", "/"))
+            assert client.read_response().status == 200
+        client.send(request("GET", "/big"))
+        asked = 0
+        with pytest.raises(ConnectionError):
+            while asked < MIB:
+                asked += client.socket.send(update_keys(client))
+    assert server.errors == []
 
 
 def test_an_application_that_does_not_read(serve: Serve) -> None:

@@ -10,6 +10,7 @@ cdef enum:
     HANDSHAKES = 8                  # steps of handshakes in one turn of the loop
     HANDSHAKE_MOST = 64 * 1024      # bytes that wait for a handshake's turn; then reading pauses
     COLLECT = 64 * 1024             # encrypted bytes that are sent at once
+    ANSWERS_MOST = 64 * 1024        # of TLS itself, not taken by a peer that asks for more
     SPARE_BUFFERS = 64              # SendBuffers kept for the next response
 
 
