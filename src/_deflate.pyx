@@ -9,11 +9,12 @@ lent for the time in which a message arrives.
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.limits cimport UINT_MAX
+from libc.stdint cimport uint64_t
 from libc.string cimport memset
 
 
 cdef extern from "zlib.h" nogil:
-    enum: Z_OK, Z_STREAM_END, Z_BUF_ERROR, Z_MEM_ERROR
+    enum: Z_OK, Z_STREAM_END, Z_BUF_ERROR
     enum: Z_SYNC_FLUSH, Z_DEFLATED, Z_DEFAULT_STRATEGY
     int deflateInit2(z_stream*, int level, int method, int bits, int memory, int strategy)
     int deflate(z_stream*, int flush)
@@ -81,7 +82,8 @@ cdef class Deflater:
         stream.avail_out = <unsigned int>bound
         status = deflate(stream, Z_SYNC_FLUSH)
         length = <Py_ssize_t>(bound - stream.avail_out)
-        if status != Z_OK or stream.avail_in or length < TAIL_LENGTH:
+        # No room left: there may be more to come, and what is there would be half a message.
+        if status != Z_OK or stream.avail_in or not stream.avail_out or length < TAIL_LENGTH:
             raise RuntimeError(f"zlib could not compress: {status}")
         if not self.takes_over:
             deflateReset(stream)
@@ -123,7 +125,7 @@ cdef class Inflater:
         """Decompress at most `room` bytes; how many. Less than `room`: everything given was
         used, or is `broken`."""
         cdef z_stream* stream = &self.stream
-        cdef unsigned int left = <unsigned int>min(room, <Py_ssize_t>UINT_MAX)
+        cdef unsigned int left = <unsigned int>min(<uint64_t>room, <uint64_t>UINT_MAX)
         cdef unsigned int wanted = left
         cdef int status
         while True:
