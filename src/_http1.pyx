@@ -408,6 +408,7 @@ cdef class Http1Connection(Protocol):
         parser.release()
         self.exchange = exchange
         self.phase = PHASE_APPLICATION
+        self.deadline = 0           # the head's; `_settle` sets the next one
         self.body_received = 0
         if factory.access is not None:
             exchange.begun = _microseconds()

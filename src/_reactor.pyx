@@ -773,8 +773,13 @@ cdef class SocketTransport(Transport):
                 self._close_socket()
             else:
                 self.abort()
-        elif protocol is not None and protocol.check_deadline(now):
-            self.flush()
+        elif protocol is not None and protocol.is_due(now):
+            # What has come is in time, however long the loop was kept from looking.
+            self.ready(READABLE)
+            protocol = self.protocol
+            if protocol is not None:
+                protocol.check_deadline(now)
+                self.flush()
         return 0
 
     cdef int _receive(self) except -1:

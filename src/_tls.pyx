@@ -100,14 +100,16 @@ cdef class TlsProtocol(Protocol):
     cdef int proceed(self) except -1:
         return self.tls.go_on(self)
 
-    cdef bint check_deadline(self, int64_t now) except -1:
+    cdef bint is_due(self, int64_t now) noexcept:
+        cdef Protocol above = self.tls.protocol
+        return Protocol.is_due(self, now) if above is None else above.is_due(now)
+
+    cdef int check_deadline(self, int64_t now) except -1:
         cdef Protocol above = self.tls.protocol
         if above is None:
             return Protocol.check_deadline(self, now)
-        if above.check_deadline(now):
-            self.tls.encrypt()
-            return True
-        return False
+        above.check_deadline(now)
+        return self.tls.encrypt()
 
     cdef int deadline_expired(self) except -1:
         # A reference of our own: connection_lost drops the other.

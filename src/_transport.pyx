@@ -69,7 +69,8 @@ cdef class Protocol:
     * `connection_lost`: the last call; the transport is gone.
     * `resume_writing`: the peer reads again.
     * `proceed`: the answer to `call_soon`.
-    * `check_deadline`: called now and then; `deadline_expired`: the time in `deadline` has come.
+    * `is_due`, and if so `check_deadline`: called now and then, the first also in vain.
+      `deadline_expired`: the time in `deadline` has come.
     * `drain`: finish what is begun, take nothing new, then close.
 
     Error handling: an exception out of any of them is reported and ends this
@@ -96,13 +97,14 @@ cdef class Protocol:
     cdef int proceed(self) except -1:
         return 0
 
-    cdef bint check_deadline(self, int64_t now) except -1:
-        """Whether the deadline had come."""
-        if not self.deadline or now < self.deadline:
-            return False
-        self.deadline = 0
-        self.deadline_expired()
-        return True
+    cdef bint is_due(self, int64_t now) noexcept:
+        return self.deadline != 0 and now >= self.deadline
+
+    cdef int check_deadline(self, int64_t now) except -1:
+        if self.is_due(now):
+            self.deadline = 0
+            self.deadline_expired()
+        return 0
 
     cdef int deadline_expired(self) except -1:
         return 0

@@ -1317,6 +1317,40 @@ def test_time_limits_are_the_clients(serve: Serve) -> None:
     assert server.errors == []
 
 
+def test_what_came_while_the_loop_was_busy_is_in_time(serve: Serve) -> None:
+    busy, go_on = threading.Event(), threading.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["path"] == "/busy":
+            busy.set()
+            assert go_on.wait(PATIENCE)
+        await respond(send, await read_body(receive))
+
+    server = serve(
+        app, header_timeout=1, keep_alive_timeout=1, body_timeout=1, body_min_rate=0, lifespan="off"
+    )
+    with (
+        server.connect() as idle,
+        server.connect() as half,
+        server.connect() as sending,
+        server.connect() as other,
+    ):
+        assert idle.get().status == 200
+        half.sendall(b"GET / HTTP/1.1\r\n")
+        sending.sendall(lines("POST / HTTP/1.1", HOST, "Content-Length: 4", body=b"bo"))
+        other.sendall(request("GET", "/busy"))
+        assert busy.wait(PATIENCE)
+        idle.sendall(request("GET", "/"))
+        half.sendall(lines(HOST))
+        sending.sendall(b"dy")
+        time.sleep(1.5)  # is what is tested: by the clock, all of them are too late
+        go_on.set()
+        for client, body in ((idle, b""), (half, b""), (sending, b"body"), (other, b"")):
+            response = client.read_response()
+            assert (response.status, response.body) == (200, body)
+    assert server.errors == []
+
+
 def test_waiting_for_an_expected_body_is_not_limited(serve: Serve) -> None:
     """Before the application asks for it, the client may not send it."""
 

@@ -35,7 +35,8 @@ cdef class Protocol:
     cdef int connection_lost(self) except -1
     cdef int resume_writing(self) except -1
     cdef int proceed(self) except -1
-    cdef bint check_deadline(self, int64_t now) except -1
+    cdef bint is_due(self, int64_t now) noexcept
+    cdef int check_deadline(self, int64_t now) except -1
     cdef int deadline_expired(self) except -1
     cdef int drain(self) except -1
 
