@@ -550,7 +550,8 @@ cdef class Http1Connection(Protocol):
             self.discarded = 0
         if self.parsing:
             return 0
-        if self.unparsed is not None:
+        if self.unparsed is not None or self.discarding:
+            # Of a body that is all there the end may still be to be told.
             return self.transport.call_soon()
         if self.eof:
             return self._close(False)

@@ -800,6 +800,30 @@ def test_unread_body_is_never_the_next_request(serve: Serve) -> None:
     assert server.errors == []
 
 
+def test_whole_body_that_is_not_read_leaves_nothing_to_wait_for(serve: Serve) -> None:
+    """Reading had paused behind its last byte, before its end was told."""
+    body = bytes(70_000)  # more than one block, and more than is kept
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await anyio.sleep(0.1)
+        await respond(send, b"done")
+
+    server = serve(app, lifespan="off", body_timeout=BRIEF)
+    with server.connect() as client:
+        client.sendall(request("POST", "/", body=body))
+        assert client.read_response().body == b"done"
+        time.sleep(3 * BRIEF)  # is what is tested: the body's deadline is over with it
+        assert client.get().body == b"done"
+    server = serve(app, lifespan="off", graceful_timeout=600)
+    with server.connect() as client:
+        client.sendall(request("POST", "/", body=body))
+        assert client.read_response().body == b"done"
+        server.ask_to_stop()
+        assert client.is_closed_by_peer()
+        server.stop()
+    assert server.errors == []
+
+
 def test_unread_body_of_a_known_length_closes_at_once(serve: Serve) -> None:
     server = serve(ignore_body)
     with server.connect() as client:
