@@ -104,9 +104,14 @@ cdef extern from *:
         return -1;
     }
 
+    /* Deadlines need no more than some milliseconds, which is the cheaper clock. */
     static int64_t fs_monotonic_ms(void) {
         struct timespec t;
+    #ifdef CLOCK_MONOTONIC_COARSE
+        clock_gettime(CLOCK_MONOTONIC_COARSE, &t);
+    #else
         clock_gettime(CLOCK_MONOTONIC, &t);
+    #endif
         return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
     }
 
@@ -335,7 +340,6 @@ cdef class Reactor:
         self.listeners = []
         self.deferred = []
         self.spare = []
-        self.now = fs_monotonic_ms()
         self.block = <char*>PyMem_Malloc(RECEIVE_SIZE)
         if self.block == NULL:
             raise MemoryError()
@@ -371,7 +375,6 @@ cdef class Reactor:
             return 0
         self.polling = True
         self.turns += 1
-        self.now = fs_monotonic_ms()
         try:
             count = self.poller.wait(self)
             self.run_deferred()
@@ -387,7 +390,6 @@ cdef class Reactor:
         if self.polling:
             return False
         self.polling = True
-        self.now = fs_monotonic_ms()
         try:
             count = self.dispatch(token, events)
             self.run_deferred()
@@ -401,7 +403,6 @@ cdef class Reactor:
         if self.polling:
             return
         self.polling = True
-        self.now = fs_monotonic_ms()
         try:
             self.check_deadlines()
         finally:
@@ -411,7 +412,6 @@ cdef class Reactor:
     def stop_accepting(self):
         """No longer watch the listening sockets, having taken what waited there."""
         cdef Listener listener
-        self.now = fs_monotonic_ms()
         for listener in self.listeners:
             if not listener.paused_until and not listener.held:
                 listener.accept_some()
@@ -422,7 +422,6 @@ cdef class Reactor:
         """Have every protocol finish; `on_empty()` once no connection is left."""
         cdef SocketTransport transport
         cdef Protocol protocol
-        self.now = fs_monotonic_ms()
         self.on_empty = on_empty
         for transport in self._transports():
             try:
@@ -452,11 +451,6 @@ cdef class Reactor:
                 found.append(<object>self.slots[slot].source)
         return found
 
-    cdef int64_t clock(self) noexcept:
-        if not self.polling:
-            self.now = fs_monotonic_ms()
-        return self.now
-
     cdef int dispatch(self, uint64_t token, int events) except -1:
         cdef uint32_t slot = <uint32_t>(token & 0xFFFFFFFF)
         cdef SocketTransport transport
@@ -483,6 +477,7 @@ cdef class Reactor:
 
     cdef int check_deadlines(self) except -1:
         cdef int slot
+        cdef int64_t now = fs_monotonic_ms()
         cdef SocketTransport transport
         cdef Listener listener
         for slot in range(self.slots_size):
@@ -490,12 +485,12 @@ cdef class Reactor:
                 continue
             if self.slots[slot].is_listener:
                 listener = <Listener>self.slots[slot].source
-                if listener.paused_until and self.now >= listener.paused_until:
+                if listener.paused_until and now >= listener.paused_until:
                     listener.resume()
                 continue
             transport = <SocketTransport>self.slots[slot].source
             try:
-                transport.tick(self.now)
+                transport.tick(now)
             except BaseException as error:
                 self.fail(transport, error)
         return 0
@@ -662,7 +657,7 @@ cdef class Listener:
 
     cdef int pause(self, int error) except -1:
         self.reactor.poller.forget(self.fd, self.reactor.token(self.slot), READABLE)
-        self.paused_until = self.reactor.now + ACCEPT_PAUSE_MS
+        self.paused_until = fs_monotonic_ms() + ACCEPT_PAUSE_MS
         if not self.complained:
             self.complained = True
             self.reactor.report(OSError(error, f"accepting pauses: {os.strerror(error).lower()}"))
@@ -746,7 +741,7 @@ cdef class SocketTransport(Transport):
         return 0
 
     cdef int64_t clock(self) noexcept:
-        return self.reactor.clock()
+        return fs_monotonic_ms()
 
     cdef int64_t turn(self) noexcept:
         return self.reactor.turns
@@ -841,7 +836,7 @@ cdef class SocketTransport(Transport):
                 return self._finish_close()
         else:
             if progress or not self.blocked:
-                self.deadline = self.reactor.clock() + self.reactor.write_timeout
+                self.deadline = fs_monotonic_ms() + self.reactor.write_timeout
             self.blocked = True
             self._update_interest()
         if not self.choked:
@@ -876,7 +871,7 @@ cdef class SocketTransport(Transport):
             return self._close_socket()
         shutdown(self.fd, SHUT_WR)
         self.lingering = True
-        self.deadline = self.reactor.clock() + LINGER_MS
+        self.deadline = fs_monotonic_ms() + LINGER_MS
         self._update_interest()
         return self._lose_protocol()
 

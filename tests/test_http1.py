@@ -1375,6 +1375,24 @@ def test_what_came_while_the_loop_was_busy_is_in_time(serve: Serve) -> None:
     assert server.errors == []
 
 
+def test_time_counts_from_the_answer(serve: Serve) -> None:
+    """Not from when the loop began to be busy with it."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["path"] == "/busy":
+            time.sleep(1.5)
+        await respond(send)
+
+    server = serve(app, keep_alive_timeout=1, lifespan="off")
+    with server.connect() as client, server.connect() as other:
+        client.sendall(request("GET", "/busy"))
+        assert client.read_response().status == 200
+        for _ in range(5):  # turns of the loop, in which deadlines may be checked
+            assert other.get("/").status == 200
+            time.sleep(0.05)
+        assert client.get("/").status == 200
+
+
 def test_waiting_for_an_expected_body_is_not_limited(serve: Serve) -> None:
     """Before the application asks for it, the client may not send it."""
 

@@ -51,7 +51,6 @@ cdef class Reactor:
         bint deferred_armed             # the worker was asked to poll for them
         bint polling
         int64_t turns                   # calls of poll()
-        int64_t now                     # milliseconds, as of the beginning of the batch
         int64_t write_timeout           # milliseconds
         Py_ssize_t max_connections      # 0: any number
         Py_ssize_t max_per_address
@@ -66,7 +65,6 @@ cdef class Reactor:
     cdef int add_slot(self, object source, bint is_listener) except -1
     cdef void free_slot(self, int slot) noexcept
     cdef uint64_t token(self, int slot) noexcept
-    cdef int64_t clock(self) noexcept
     cdef int dispatch(self, uint64_t token, int events) except -1
     cdef int check_deadlines(self) except -1
     cdef int run_deferred(self) except -1
