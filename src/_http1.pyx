@@ -346,6 +346,7 @@ cdef class Http1Connection(Protocol):
                 self.discarding = False
                 if exchange is not None:
                     exchange.request_complete = True
+                    exchange.owes_continue = False
                     exchange.wake_all()
             elif event == INVALID:
                 self.refuse(parser.error_status, parser.error_reason)

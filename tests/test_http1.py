@@ -913,6 +913,26 @@ def test_no_continue_when_it_is_not_wanted(serve: Serve) -> None:
     assert server.errors == []
 
 
+def test_no_continue_after_the_whole_request(serve: Serve) -> None:
+    """An application may ask once more, to learn when the client leaves."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert await read_body(receive) == b""
+        with anyio.move_on_after(0.05):
+            await receive()
+        await respond(send, b"done")
+
+    server = serve(app, lifespan="off")
+    sized = ("Expect: 100-continue", "Content-Length: 0")
+    in_chunks = ("Expect: 100-continue", "Transfer-Encoding: chunked")
+    with server.connect() as client:
+        for message in (request("POST", "/", *sized), request("POST", "/", *in_chunks) + chunked()):
+            client.sendall(message)
+            assert client.read_until(b"\r\n") == b"HTTP/1.1 200 OK\r\n", message
+            client.read_until(b"\r\n\r\ndone")
+    assert server.errors == []
+
+
 def test_no_continue_after_a_final_status(serve: Serve) -> None:
     """Nobody knows whether the body still comes, so the connection ends."""
     received: queue.Queue[str] = queue.Queue()
