@@ -16,6 +16,11 @@ cdef bytes SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
 cdef bytes PROXY = b"PROXY "
 
 
+cdef int read_line_port(const unsigned char* p, const unsigned char* end) noexcept:
+    """As the first version has it: without a zero in front, which some take for octal."""
+    return -1 if end - p > 1 and p[0] == c"0" else read_port(p, end)
+
+
 @cython.final
 cdef class ProxyHeader:
     """The header of a connection, in either version, however it is cut.
@@ -118,8 +123,8 @@ cdef class ProxyHeader:
                 return -1
         else:
             return -1
-        source_port = read_port(words[3], ends[3])
-        destination_port = read_port(words[4], ends[4])
+        source_port = read_line_port(words[3], ends[3])
+        destination_port = read_line_port(words[4], ends[4])
         if source_port < 0 or destination_port < 0:
             return -1
         self.told = True
