@@ -10,7 +10,7 @@ HEAD = """# Options
 
 <!-- Made by docs/options.py from src/fastserve/config.py: change it there, and run `make options`. -->
 
-Every option has one name and can be given in five ways:
+Every option has one name and can be given in six ways:
 
 | where | how |
 |---|---|
@@ -18,6 +18,7 @@ Every option has one name and can be given in five ways:
 | in the environment | `FASTSERVE_BACKLOG=100`: `FASTSERVE_` and the name in capitals |
 | in a TOML file | `backlog = 100`, with `--config conf.toml` or `FASTSERVE_CONFIG=conf.toml` |
 | in a Python file or module | `backlog = 100`, with `--config file:conf.py` or `--config python:package.conf` |
+| in a file for the environment | `FASTSERVE_BACKLOG=100`, with `--env-file FILE`, which needs `python-dotenv` |
 | from Python | `fastserve.run(app, backlog=100)`, `serve(...)`, `fastserve.Config(backlog=100)` |
 
 A flag beats the environment, which beats the file, and only what is really given counts.

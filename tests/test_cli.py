@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import os
 import re
 import subprocess
 import sys
@@ -67,9 +68,12 @@ def command(*arguments: str) -> int:
     return caught.value.code
 
 
-def fastserve_process(*arguments: str) -> subprocess.CompletedProcess[str]:
+def fastserve_process(
+    *arguments: str, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "fastserve", *arguments],
+        env={**os.environ, **(env or {})},
         capture_output=True,
         text=True,
         timeout=30,
@@ -503,3 +507,49 @@ def test_reload_certs_reads_the_configuration(
     path.write_text(f'pid = "{tmp_path}/pid"\n')
     assert command("reload-certs", "-c", str(path)) == 1
     assert str(tmp_path / "pid") in the_line(capsys.readouterr().err)
+
+
+# ---------------------------------------------------------------------- --env-file
+
+
+def test_env_file(app_dir: Path) -> None:
+    (app_dir / "env").write_text(
+        "# a comment\nFASTSERVE_BACKLOG=77\nexport GREETING='good day'\nPRESENT=no\n"
+    )
+    (app_dir / "greeting.py").write_text(
+        "import os\nprint(os.environ['GREETING'], os.environ['PRESENT'])\n"
+        "async def app(scope, receive, send): pass\n"
+    )
+    done = fastserve_process(
+        *("--env-file", str(app_dir / "env"), "--app-dir", str(app_dir)),
+        *("--check-config", "--print-config", "greeting:app"),
+        env={"PRESENT": "yes"},
+    )
+    assert done.stderr == ""
+    assert "good day yes\n" in done.stdout
+    assert re.search(r"^backlog = 77 +# FASTSERVE_BACKLOG$", done.stdout, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"), [(None, "No such file or directory"), (b"A=\xff\n", "not UTF-8")]
+)
+def test_an_unusable_env_file(
+    content: bytes | None, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "env"
+    if content is not None:
+        path.write_bytes(content)
+    assert command("--env-file", str(path), "web:app") == 1
+    assert the_line(capsys.readouterr().err).endswith(f"--env-file: {str(path)!r}: {reason}\n")
+
+
+def test_env_file_without_its_library() -> None:
+    program = "import sys; sys.modules['dotenv'] = None; from fastserve.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", program, "--env-file", "env", "web:app"],
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert done.returncode == 1
+    assert "pip install 'fastserve-asgi[dotenv]'" in the_line(done.stderr)

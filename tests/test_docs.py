@@ -35,7 +35,7 @@ def rows_of(page: str) -> list[tuple[str, str]]:
 def kind_of(name: str) -> set[str]:
     """What may be said of a flag or a key."""
     if name.startswith("--"):
-        own = {option.flag for option in OPTIONS.values()} | {"--config"}
+        own = {option.flag for option in OPTIONS.values()} | {"--config", "--env-file"}
         others = {alias.spelling for alias, _ in ALIASES.values()}
     else:
         own, others = set(OPTIONS), set(ALIASES)

@@ -103,6 +103,7 @@ def _parameters() -> Iterator[click.Parameter]:
         else:
             yield _parameter(option)
     yield _config_file()
+    yield _env_file()
     for name, help in {
         "check_config": "Import the application, say what is wrong, and do not serve.",
         "print_config": "Show each option's value and where it comes from.",
@@ -115,6 +116,16 @@ def _parameters() -> Iterator[click.Parameter]:
         flag = f"--{name.replace('_', '-')}"
         kind = {"metavar": "X"} if ignored.has_value else {"is_flag": True}
         yield _option(SPELLINGS, [name, flag], f"Ignored: {ignored.reason}.", **kind)
+
+
+def _env_file() -> click.Option:
+    return _option(
+        CONFIGURATION,
+        ["env_file", "--env-file"],
+        "A file of NAME=VALUE lines for the environment, where what is there already stays."
+        " Needs python-dotenv.",
+        metavar="FILE",
+    )
 
 
 def _config_file() -> click.Option:
@@ -160,6 +171,8 @@ def _help(option: Option) -> str:
 def _main(context: click.Context, /, **options: Any) -> None:
     given = _given(context, options)
     prints, checks = (given.pop(name, False) for name in ("print_config", "check_config"))
+    if env_file := given.pop("env_file", ""):
+        _read_env_file(env_file)
     resolved = resolve(_sources(given.pop("config", ""), given))
     for warning in resolved.warnings:
         print(f"{COMMAND}: warning: {warning}", file=sys.stderr)
@@ -192,6 +205,23 @@ def _given(context: click.Context, options: dict[str, Any]) -> dict[str, Any]:
         for name, value in options.items()
         if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
     }
+
+
+def _read_env_file(path: str) -> None:
+    """For the application as well as for our own variables."""
+    try:
+        from dotenv import load_dotenv
+    except ImportError:
+        raise _Failure(
+            "--env-file needs python-dotenv: pip install 'fastserve-asgi[dotenv]'"
+        ) from None
+    try:
+        with open(path, encoding="utf-8") as file:
+            load_dotenv(stream=file)
+    except OSError as error:
+        raise ConfigError(f"--env-file: {path!r}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"--env-file: {path!r}: not UTF-8") from None
 
 
 def _sources(file: str, flags: dict[str, Any]) -> list[Source]:
