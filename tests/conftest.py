@@ -16,8 +16,10 @@ import queue
 import select
 import socket
 import struct
+import ssl
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -25,6 +27,7 @@ import pytest
 import fastserve
 
 POLLERS = ["epoll", "loop"] if hasattr(select, "epoll") else ["loop"]
+CERTIFICATES = Path(__file__).resolve().parent / "certificates"
 WORKERS = ["asyncio", "uvloop", "trio"]
 # For a test that looks at resident memory: the sanitizer keeps for a while what was freed.
 measures_memory = pytest.mark.skipif(
@@ -215,6 +218,41 @@ def frame(first: int, payload: bytes = b"", mask: bytes = b"\x37\xfa\x21\x3d") -
         head = bytes([first, 0x80 | 127]) + length.to_bytes(8)
     key = (mask * (length // 4 + 1))[:length]
     return head + mask + (int.from_bytes(payload) ^ int.from_bytes(key)).to_bytes(length)
+
+
+def pem(name: str) -> str:
+    """One of the tests' certificates or keys."""
+    return str(CERTIFICATES / name)
+
+
+class TlsClient(ssl.SSLSocket):
+    """A connection with TLS: bytes in, bytes out."""
+
+    received = b""
+    read_until = Client.read_until
+    read_exactly = Client.read_exactly
+    read_to_end = Client.read_to_end
+    read_response = Client.read_response
+    get = Client.get
+    is_closed_by_peer = Client.is_closed_by_peer
+    read_frame = WebSocketClient.read_frame
+    read_close = WebSocketClient.read_close
+    close_with = WebSocketClient.close_with
+
+
+def trusting(
+    *, version: ssl.TLSVersion | None = None, cert: str = "", **options: Any
+) -> ssl.SSLContext:
+    """A client that trusts the tests' authority. `cert`: the client's own."""
+    context = ssl.create_default_context(cafile=pem("ca.pem"))
+    context.sslsocket_class = TlsClient
+    if version is not None:
+        context.minimum_version = context.maximum_version = version
+    if cert:
+        context.load_cert_chain(pem(cert), pem("client.key"))
+    for name, value in options.items():
+        getattr(context, name)(value)
+    return context
 
 
 class Running(logging.Handler):

@@ -75,21 +75,20 @@ class Lines:
         return self.lines
 
 
-class Process:
-    """A server in a process group of its own. `out` and `err` are its lines."""
+class Program:
+    """A program in a process group of its own. `out` and `err` are its lines."""
 
     def __init__(
         self,
-        *arguments: str,
-        cwd: Path = APPS,
+        *command: str,
+        cwd: Path | None = None,
         env: dict[str, str] | None = None,
-        python: tuple[str, ...] = ("-m", "fastserve"),
         pass_fds: tuple[int, ...] = (),
     ) -> None:
         self.popen = subprocess.Popen(
-            [sys.executable, *python, *arguments],
+            command,
             cwd=cwd,
-            env={**os.environ, "PYTHONPATH": str(SOURCES), "PYTHONUNBUFFERED": "1", **(env or {})},
+            env=others_environment() if env is None else env,
             stdin=subprocess.DEVNULL,
             pass_fds=pass_fds,
             stdout=subprocess.PIPE,
@@ -100,6 +99,40 @@ class Process:
         assert self.popen.stdout is not None and self.popen.stderr is not None
         self.out = Lines(self.popen.stdout)
         self.err = Lines(self.popen.stderr)
+
+    def send_signal(self, number: int) -> None:
+        self.popen.send_signal(number)
+
+    def wait(self) -> int:
+        """The exit status."""
+        return self.popen.wait(2 * PATIENCE)
+
+    def end(self) -> None:
+        """End it and what it has started, whatever state it is in."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.popen.pid, signal.SIGKILL)
+        self.popen.wait(PATIENCE)
+        for lines in (self.out, self.err):
+            lines.thread.join(PATIENCE)
+
+
+class Process(Program):
+    """A server of ours."""
+
+    def __init__(
+        self,
+        *arguments: str,
+        cwd: Path = APPS,
+        env: dict[str, str] | None = None,
+        python: tuple[str, ...] = ("-m", "fastserve"),
+        pass_fds: tuple[int, ...] = (),
+    ) -> None:
+        super().__init__(
+            *(sys.executable, *python, *arguments),
+            cwd=cwd,
+            env={**os.environ, "PYTHONPATH": str(SOURCES), "PYTHONUNBUFFERED": "1", **(env or {})},
+            pass_fds=pass_fds,
+        )
 
     @property
     def address(self) -> tuple[str, int]:
@@ -122,21 +155,6 @@ class Process:
     def logs(self, pattern: str) -> re.Match[str]:
         """Waits until the server has logged it."""
         return self.err.wait_for(pattern, PATIENCE)
-
-    def send_signal(self, number: int) -> None:
-        self.popen.send_signal(number)
-
-    def wait(self) -> int:
-        """The exit status."""
-        return self.popen.wait(2 * PATIENCE)
-
-    def end(self) -> None:
-        """End it and what it has started, whatever state it is in."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.popen.pid, signal.SIGKILL)
-        self.popen.wait(PATIENCE)
-        for lines in (self.out, self.err):
-            lines.thread.join(PATIENCE)
 
 
 def eventually(condition: Callable[[], Any]) -> Any:

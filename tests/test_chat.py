@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from urllib.parse import quote, urlencode
 import aiohttp
 import pytest
 from conftest import PATIENCE, request
-from process import Lines, Process, others_environment
+from process import Process, Program, others_environment
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
@@ -216,45 +215,30 @@ def test_the_server_ends(site: Process) -> None:
 # ------------------------------------------------------------------- in a browser
 
 
-class Browser:
-    """Chromium without a screen, in a process group of its own."""
+class Browser(Program):
+    """Chromium without a screen."""
 
     def __init__(self, program: str, folder: Path) -> None:
-        self.popen = subprocess.Popen(
-            [
-                program,
-                "--headless=new",
-                "--remote-debugging-port=0",
-                f"--user-data-dir={folder}",
-                "--disable-background-networking",
-                "--disable-breakpad",
-                "--disable-dev-shm-usage",
-                "--disable-gpu",
-                "--no-default-browser-check",
-                "--no-first-run",
-                "--no-proxy-server",
-                *(["--no-sandbox"] if os.geteuid() == 0 else []),
-            ],
+        super().__init__(
+            program,
+            "--headless=new",
+            "--remote-debugging-port=0",
+            f"--user-data-dir={folder}",
+            "--disable-background-networking",
+            "--disable-breakpad",
+            "--disable-dev-shm-usage",
+            "--disable-gpu",
+            "--no-default-browser-check",
+            "--no-first-run",
+            "--no-proxy-server",
+            *(["--no-sandbox"] if os.geteuid() == 0 else []),
             env={**others_environment(), "HOME": str(folder)},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
         )
-        assert self.popen.stderr is not None
-        self.err = Lines(self.popen.stderr)
 
     @property
     def url(self) -> str:
         """Where DevTools listen."""
         return self.err.wait_for(r"^DevTools listening on (ws://\S+)$", 3 * PATIENCE)[1]
-
-    def end(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.popen.pid, signal.SIGKILL)
-        self.popen.wait(PATIENCE)
-        self.err.thread.join(PATIENCE)
 
 
 @pytest.fixture(scope="module")

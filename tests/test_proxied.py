@@ -8,18 +8,27 @@ from __future__ import annotations
 
 import json
 import socket
-import ssl
 import struct
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PATIENCE, Client, Running, Serve, hello, read_body, request, respond
+from conftest import (
+    PATIENCE,
+    Client,
+    Running,
+    Serve,
+    TlsClient,
+    hello,
+    pem,
+    read_body,
+    request,
+    respond,
+    trusting,
+)
 
 from fastserve.server import ServerError
-
-CERTIFICATES = Path(__file__).resolve().parent / "certificates"
 
 SPOOFS = [
     ("X-Forwarded-For: 203.0.113.9", "X-Forwarded-Proto: https"),
@@ -52,7 +61,7 @@ async def show(scope: Any, receive: Any, send: Any) -> None:
     await respond(send, json.dumps(facts).encode())
 
 
-def ask(client: Client, *fields: str, path: str = "/x") -> dict[str, Any]:
+def ask(client: Client | TlsClient, *fields: str, path: str = "/x") -> dict[str, Any]:
     facts: dict[str, Any] = json.loads(client.get(path, *fields).body)
     return facts
 
@@ -493,10 +502,9 @@ def test_the_header_comes_before_the_handshake(serve: Serve) -> None:
         show,
         proxy_protocol=True,
         proxy_headers=EVERYTHING,
-        certfile=str(CERTIFICATES / "server.pem"),
-        keyfile=str(CERTIFICATES / "server.key"),
+        certfile=pem("server.pem"),
+        keyfile=pem("server.key"),
     )
-    context = ssl.create_default_context(cafile=str(CERTIFICATES / "ca.pem"))
     fields = ("X-Forwarded-For: 192.0.2.5", "X-Forwarded-Port: 443")
     for header, client in [
         (V1, TOLD["client"]),
@@ -507,12 +515,8 @@ def test_the_header_comes_before_the_handshake(serve: Serve) -> None:
         with server.connect() as connection:
             own_name = list(connection.getsockname())
             connection.sendall(header)
-            with context.wrap_socket(connection, server_hostname="localhost") as secure:
-                secure.sendall(request("GET", "/x", *fields, "Connection: close"))
-                answer = b""
-                while data := secure.recv(65536):
-                    answer += data
-        facts = json.loads(answer.partition(b"\r\n\r\n")[2])
+            with trusting().wrap_socket(connection, server_hostname="localhost") as secure:
+                facts = ask(secure, *fields)
         assert facts["client"] == (own_name if client is None else client), header
         assert facts["scheme"] == "https"
         assert facts["host"] == ["test"]  # 443 is the port of https

@@ -37,13 +37,16 @@ from conftest import (
     Response,
     Running,
     Serve,
+    TlsClient,
     hello,
     measures_memory,
     push,
+    pem,
     read_body,
     request,
     reset,
     respond,
+    trusting,
 )
 from process import Process, eventually, others_environment, settled
 
@@ -53,44 +56,12 @@ from fastserve.config import ConfigError
 from fastserve.tls import Certificates
 
 BOUND = 32 * MIB  # more than the buffers of two sockets and the server together
-FOLDER = Path(__file__).parent / "certificates"
 V12, V13 = ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3
 ANY_POLLER = pytest.mark.parametrize("poller", ["loop"], indirect=True)
 
 
-def pem(name: str) -> str:
-    return str(FOLDER / name)
-
-
 SERVER = {"certfile": pem("server.pem"), "keyfile": pem("server.key")}
 MUTUAL = {**SERVER, "ca_certs": pem("ca.pem"), "verify_mode": "required"}
-
-
-class TlsClient(ssl.SSLSocket):
-    """A connection with TLS: bytes in, bytes out."""
-
-    received = b""
-    read_until = Client.read_until
-    read_exactly = Client.read_exactly
-    read_to_end = Client.read_to_end
-    read_response = Client.read_response
-    get = Client.get
-    is_closed_by_peer = Client.is_closed_by_peer
-
-
-def trusting(
-    *, version: ssl.TLSVersion | None = None, cert: str = "", **options: Any
-) -> ssl.SSLContext:
-    """A client that trusts the tests' authority. `cert`: the client's own."""
-    context = ssl.create_default_context(cafile=pem("ca.pem"))
-    context.sslsocket_class = TlsClient
-    if version is not None:
-        context.minimum_version = context.maximum_version = version
-    if cert:
-        context.load_cert_chain(pem(cert), pem("client.key"))
-    for name, value in options.items():
-        getattr(context, name)(value)
-    return context
 
 
 def connect(
