@@ -362,12 +362,16 @@ class Running(logging.Handler):
 Serve = Callable[..., Running]
 
 
+def skip_without(library: str) -> None:
+    if importlib.util.find_spec(library) is None:
+        pytest.skip(f"{library} is not installed")
+
+
 @pytest.fixture(params=WORKERS)
 def worker(request: pytest.FixtureRequest) -> str:
     """Each worker whose loop is installed here."""
     name: str = request.param
-    if name != "asyncio" and importlib.util.find_spec(name) is None:
-        pytest.skip(f"{name} is not installed")
+    skip_without(name)
     return name
 
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+import pytest
 from conftest import PATIENCE, Client
 
 import fastserve
@@ -30,6 +33,14 @@ def others_environment() -> dict[str, str]:
     """For a program that is not ours: the sanitizers' runtime, loaded into it first, may
     keep it from ever ending."""
     return {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+
+
+def needs(program: str) -> str:
+    """Where it is; the test is skipped if it is nowhere."""
+    found = shutil.which(program)
+    if found is None:
+        pytest.skip(f"{program} is not installed")
+    return found
 
 
 class Lines:
@@ -155,6 +166,32 @@ class Process(Program):
     def logs(self, pattern: str) -> re.Match[str]:
         """Waits until the server has logged it."""
         return self.err.wait_for(pattern, PATIENCE)
+
+
+ACTIVATED = """
+import os, sys
+for place, fd in enumerate(map(int, os.environ.pop("HANDED").split(",")), 3):
+    os.dup2(fd, place)
+os.environ["LISTEN_PID"] = str(os.getpid())
+from fastserve.cli import main
+main()
+"""
+
+
+def activated(*arguments: str, sockets: Sequence[socket.socket], **env: str) -> Process:
+    """A server that is handed its listening sockets, as by systemd."""
+    # Out of the way of those from 3 on, where they are to be.
+    fds = tuple(fcntl.fcntl(each.fileno(), fcntl.F_DUPFD, 50) for each in sockets)
+    try:
+        return Process(
+            *arguments,
+            env={"HANDED": ",".join(map(str, fds)), "LISTEN_FDS": str(len(fds)), **env},
+            python=("-c", ACTIVATED),
+            pass_fds=fds,
+        )
+    finally:
+        for fd in fds:
+            os.close(fd)
 
 
 def eventually(condition: Callable[[], Any]) -> Any:

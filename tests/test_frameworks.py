@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import json
 import signal
 import subprocess
@@ -14,7 +13,7 @@ from typing import Any
 import aiohttp
 import httpx
 import pytest
-from conftest import PATIENCE, WORKERS, request
+from conftest import PATIENCE, WORKERS, request, skip_without
 from process import Process, others_environment
 
 LOOPS = ["asyncio", "uvloop"]
@@ -38,8 +37,7 @@ class Site(Process):
 
 def sites(framework: str, worker: str, app: str = "app") -> Iterator[Site]:
     for library in (framework, worker):
-        if library != "asyncio" and importlib.util.find_spec(library) is None:
-            pytest.skip(f"{library} is not installed")
+        skip_without(library)
     site = Site(framework, worker, app)
     try:
         yield site

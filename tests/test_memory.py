@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import MIB, POLLERS, WORKERS, Client, measures_memory, request
+from conftest import MIB, POLLERS, WORKERS, Client, measures_memory, request, skip_without
 from process import Process, eventually
 
 pytestmark = measures_memory
@@ -33,8 +32,7 @@ class Gibibyte(Process):
 @pytest.fixture(params=[(worker, poller) for worker in WORKERS for poller in POLLERS], ids="-".join)
 def server(request: pytest.FixtureRequest) -> Iterator[Gibibyte]:
     worker, poller = request.param
-    if worker != "asyncio" and importlib.util.find_spec(worker) is None:
-        pytest.skip(f"{worker} is not installed")
+    skip_without(worker)
     server = Gibibyte("-k", worker, "--poller", poller, "-b", "127.0.0.1:0", "gibibyte:app")
     try:
         yield server

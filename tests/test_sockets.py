@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import grp
 import os
 import pwd
@@ -17,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from conftest import PATIENCE, Client
-from process import Process
+from process import Process, activated
 
 from fastserve import Config
 from fastserve.checks import ConfigError, parse_bind
@@ -222,31 +221,6 @@ def test_what_cannot_be_inherited(tmp_path: Path) -> None:
 
 # In a process, as it is started by others.
 
-LAUNCH = """
-import os, sys
-for place, fd in enumerate(map(int, os.environ.pop("HANDED").split(",")), 3):
-    os.dup2(fd, place)
-os.environ["LISTEN_PID"] = str(os.getpid())
-from fastserve.cli import main
-main()
-"""
-
-
-def launched(fds: list[int], *arguments: str, **env: str) -> Process:
-    return Process(
-        *arguments,
-        "served:app",
-        env={"HANDED": ",".join(map(str, fds)), "LISTEN_FDS": str(len(fds)), **env},
-        python=("-c", LAUNCH),
-        pass_fds=tuple(fds),
-    )
-
-
-def high(made: socket.socket) -> int:
-    """A descriptor of it that is out of the way of those from 3 on."""
-
-    return fcntl.fcntl(made.fileno(), fcntl.F_DUPFD, 50)
-
 
 @pytest.mark.skipif(sys.platform != "linux", reason="systemd is Linux's")
 class TestSystemd:
@@ -255,7 +229,9 @@ class TestSystemd:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
             manager.bind(str(tmp_path / "notify"))
             manager.settimeout(3 * PATIENCE)
-            server = launched([high(listening)], NOTIFY_SOCKET=str(tmp_path / "notify"))
+            server = activated(
+                "served:app", sockets=[listening], NOTIFY_SOCKET=str(tmp_path / "notify")
+            )
             try:
                 assert manager.recv(100) == b"READY=1"
                 with Client(listening.getsockname()) as client:
@@ -270,10 +246,9 @@ class TestSystemd:
         with socket.socket() as other:
             other.bind(("127.0.0.1", 0))
             other.listen()
-            server = launched(
-                [high(other), high(listening)],
-                "-b",
-                "systemd:web",
+            server = activated(
+                *("-b", "systemd:web", "served:app"),
+                sockets=[other, listening],
                 LISTEN_FDNAMES="admin:web",
             )
             try:

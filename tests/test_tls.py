@@ -48,7 +48,7 @@ from conftest import (
     respond,
     trusting,
 )
-from process import Process, eventually, others_environment, settled
+from process import Process, eventually, needs, others_environment, settled
 
 import fastserve
 from fastserve import _http1, _reactor, _tls, _transport, _websocket
@@ -1497,13 +1497,6 @@ def test_reloading(worker: str, reload: Callable[[Process, Path], None], tmp_pat
 
 
 # -------------------------------------------------------------------------- programs
-
-
-def needs(program: str) -> str:
-    found = shutil.which(program)
-    if found is None:
-        pytest.skip(f"{program} is not installed")
-    return found
 
 
 def run(*command: str, **options: Any) -> subprocess.CompletedProcess[bytes]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib.util
 import json
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
@@ -23,7 +22,7 @@ import websockets.asyncio.client
 import wsproto
 import wsproto.events
 import wsproto.extensions
-from conftest import MIB, PATIENCE, WORKERS
+from conftest import MIB, PATIENCE, WORKERS, skip_without
 from process import Process
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
@@ -372,8 +371,7 @@ class Site(Process):
 
 def start(framework: str, worker: str) -> Iterator[Site]:
     for library in (framework, worker):
-        if library != "asyncio" and importlib.util.find_spec(library) is None:
-            pytest.skip(f"{library} is not installed")
+        skip_without(library)
     site = Site(framework, worker)
     try:
         yield site

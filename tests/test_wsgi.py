@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import importlib.util
 import io
 import logging
 import queue
@@ -19,7 +18,17 @@ from typing import Any
 from wsgiref.validate import validator
 
 import pytest
-from conftest import MIB, PATIENCE, WORKERS, Client, Serve, measures_memory, request, reset
+from conftest import (
+    MIB,
+    PATIENCE,
+    WORKERS,
+    Client,
+    Serve,
+    measures_memory,
+    request,
+    reset,
+    skip_without,
+)
 from process import Process, eventually
 from test_frameworks import CONTENT, NUMBERS, Site, check_stream, check_upload, curl, sites
 
@@ -859,8 +868,7 @@ class Streaming(Process):
 @pytest.fixture(params=WORKERS)
 def loop(request: pytest.FixtureRequest) -> str:
     name: str = request.param
-    if name != "asyncio" and importlib.util.find_spec(name) is None:
-        pytest.skip(f"{name} is not installed")
+    skip_without(name)
     return name
 
 
