@@ -25,14 +25,12 @@ from typing import Any
 import pytest
 from conftest import (
     PATIENCE,
-    WORKERS,
     Client,
     TlsClient,
     frame,
     handshake,
     pem,
     request,
-    skip_without,
     trusting,
 )
 from process import (
@@ -233,55 +231,7 @@ def written(address: tuple[str, int]) -> str:
 # ------------------------------------------------------------------------------ servers
 
 
-@pytest.fixture(scope="module", params=WORKERS)
-def worker(request: pytest.FixtureRequest) -> str:
-    name: str = request.param
-    skip_without(name)
-    return name
-
-
-Start = Callable[..., Process]
-
-
-@pytest.fixture(scope="module")
-def start(worker: str) -> Iterator[Start]:
-    """Servers with the example's options and more. They end with the module."""
-    started: list[Process] = []
-
-    def start(*options: str) -> Process:
-        server = Process(
-            *("--config", OPTIONS, "-k", worker, "-b", f"{HOST}:0"), *options, "deployed:app"
-        )
-        started.append(server)
-        return server
-
-    yield start
-    for server in started:
-        server.end()
-
-
-class Servers:
-    """What the proxies can have behind them: by TCP, by a unix socket, by PROXY and TLS."""
-
-    def __init__(self, start: Start, folder: Path) -> None:
-        self.path = str(folder / "web.sock")
-        self.plain = start("-b", f"unix:{self.path}")
-        self.proxied = start(
-            "--proxy-protocol", *("--certfile", pem("server.pem"), "--keyfile", pem("server.key"))
-        )
-
-    def behind(self, kind: str) -> str:
-        if kind == "unix":
-            self.plain.logs("Running on unix:")
-            return self.path
-        return written((self.plain if kind == "TCP" else self.proxied).address)
-
-
-@pytest.fixture(scope="module")
-def servers(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Servers:
-    return Servers(start, tmp_path_factory.mktemp("servers"))
-
-
+TLS = ("--certfile", pem("server.pem"), "--keyfile", pem("server.key"))
 ROUTES: dict[str, tuple[type[Front], str]] = {
     "nginx-TCP": (Nginx, "TCP"),
     "nginx-unix": (Nginx, "unix"),
@@ -293,15 +243,60 @@ ROUTES: dict[str, tuple[type[Front], str]] = {
 }
 
 
-@pytest.fixture(scope="module", params=ROUTES)
-def front(
-    request: pytest.FixtureRequest, servers: Servers, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Front]:
+def served(worker: str, *options: str) -> Process:
+    """A server with the example's options and these."""
+    return Process(
+        *("--config", OPTIONS, "-k", worker, "-b", f"{HOST}:0"), *options, "deployed:app"
+    )
+
+
+class Shared:
+    """The servers and proxies that tests share: each is started when it is first asked for."""
+
+    def __init__(self, new_folder: Callable[[str], Path]) -> None:
+        self.new_folder = new_folder
+        self.folder = new_folder("servers")
+        self.servers: dict[tuple[str, ...], Process] = {}
+        self.fronts: dict[tuple[str, str], Front] = {}
+
+    def server(self, *arguments: str) -> Process:
+        if arguments not in self.servers:
+            self.servers[arguments] = served(*arguments)
+        return self.servers[arguments]
+
+    def upstream(self, worker: str, kind: str) -> str:
+        if kind == "PROXY":
+            return written(self.server(worker, "--proxy-protocol", *TLS).address)
+        path = str(self.folder / worker)
+        server = self.server(worker, "-b", f"unix:{path}")
+        server.logs("Running on unix:")
+        return path if kind == "unix" else written(server.address)
+
+    def front(self, worker: str, route: str) -> Front:
+        key = worker, route
+        if key not in self.fronts:
+            proxy, kind = ROUTES[route]
+            self.fronts[key] = proxy(self.new_folder("front"), self.upstream(worker, kind))
+        return self.fronts[key]
+
+    def end(self) -> None:
+        for front in self.fronts.values():
+            front.program.end()
+        for server in self.servers.values():
+            server.end()
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+    shared = Shared(tmp_path_factory.mktemp)
+    yield shared
+    shared.end()
+
+
+@pytest.fixture(params=ROUTES)
+def front(request: pytest.FixtureRequest, shared: Shared, worker: str) -> Front:
     """Each way to each worker."""
-    proxy, kind = ROUTES[request.param]
-    front = proxy(tmp_path_factory.mktemp("front"), servers.behind(kind))
-    yield front
-    front.program.end()
+    return shared.front(worker, request.param)
 
 
 # ------------------------------------------------------------------------------ requests
@@ -407,17 +402,13 @@ def behind(tmp_path: Path) -> Iterator[Callable[..., Front]]:
         front.program.end()
 
 
-@pytest.fixture(scope="module")
-def unbelieving(start: Start) -> Process:
-    """A server that takes its peers for the clients."""
-    return start("--proxy-headers", "off")
-
-
 @pytest.mark.parametrize("proxy", [Nginx, HAProxy])
 def test_connections_are_kept(
-    unbelieving: Process, behind: Callable[..., Front], proxy: type[Front]
+    shared: Shared, worker: str, behind: Callable[..., Front], proxy: type[Front]
 ) -> None:
-    front = behind(proxy, written(unbelieving.address))
+    """A server that believes nobody takes the proxy for the client."""
+    server = shared.server(worker, "--proxy-headers", "off")
+    front = behind(proxy, written(server.address))
 
     def peer(client: TlsClient) -> list[Any]:
         peer: list[Any] = json.loads(client.get("/").body)["client"]
@@ -434,25 +425,25 @@ def test_connections_are_kept(
 
 @pytest.mark.parametrize("proxy", [HAProxy, HAProxyTcp])
 def test_probes_of_a_busy_server(
-    start: Start, behind: Callable[..., Front], proxy: type[Front]
+    worker: str, behind: Callable[..., Front], proxy: type[Front]
 ) -> None:
     """They are answered while nothing else is, so the server stays in use."""
-    certificate = ("--certfile", pem("server.pem"), "--keyfile", pem("server.key"))
-    server = start(
-        *("--limit-concurrency", "1", "--queue-size", "0"),
-        *(("--proxy-protocol", *certificate) if proxy is HAProxyTcp else ()),
-    )
-    front = behind(proxy, written(server.address))
-    with front.connect() as busy:
-        busy.sendall(request("GET", "/forever"))
-        server.says("begun")
-        for path, status in [("/x", 503), ("/healthz", 200)]:
+    more = ("--proxy-protocol", *TLS) if proxy is HAProxyTcp else ()
+    server = served(worker, "--limit-concurrency", "1", "--queue-size", "0", *more)
+    try:
+        front = behind(proxy, written(server.address))
+        with front.connect() as busy:
+            busy.sendall(request("GET", "/forever"))
+            server.says("begun")
+            for path, status in [("/x", 503), ("/healthz", 200)]:
+                with front.connect() as client:
+                    assert client.get(path).status == status
+            # The proxy's own: it speaks for nobody but itself.
+            server.out.wait_for(rf'^{HOST} .*"GET /healthz HTTP/1.1" 200 ', PATIENCE)
             with front.connect() as client:
-                assert client.get(path).status == status
-        # The proxy's own: it speaks for nobody but itself.
-        server.out.wait_for(rf'^{HOST} .*"GET /healthz HTTP/1.1" 200 ', PATIENCE)
-        with front.connect() as client:
-            assert client.get("/healthz").status == 200
+                assert client.get("/healthz").status == 200
+    finally:
+        server.end()
 
 
 # ------------------------------------------------------------------------------ reloads
