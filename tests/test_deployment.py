@@ -117,19 +117,18 @@ class Front:
 
 
 class Nginx(Front):
-    def start(self) -> Program:
+    def changes(self) -> dict[str, str]:
         upstream = f"unix:{self.server}" if self.server.startswith("/") else self.server
-        site = adapted(
-            "nginx.conf",
-            self.folder,
-            {
-                "unix:/run/web.sock;": f"{upstream};",
-                "listen 80;": f"listen {written(self.plain)};",
-                "listen 443 ": f"listen {written(self.address)} ",
-                "/etc/ssl/web.pem": pem("server.pem"),
-                "/etc/ssl/web.key": pem("server.key"),
-            },
-        )
+        return {
+            "unix:/run/web.sock;": f"{upstream};",
+            "listen 80;": f"listen {written(self.plain)};",
+            "listen 443 ": f"listen {written(self.address)} ",
+            "/etc/ssl/web.pem": pem("server.pem"),
+            "/etc/ssl/web.key": pem("server.key"),
+        }
+
+    def start(self) -> Program:
+        site = adapted("nginx.conf", self.folder, self.changes())
         return self.nginx("", f"include {site};")
 
     def nginx(self, main: str, http: str) -> Program:
@@ -155,6 +154,19 @@ class Nginx(Front):
         command = (needs("nginx"), "-p", str(self.folder), "-c", str(file))
         assert "[warn]" not in run(*command, "-t")
         return Program(*command)
+
+
+class NginxBelowAPath(Nginx):
+    """With the location of docs/proxies.md in place of its own."""
+
+    def changes(self) -> dict[str, str]:
+        text = (EXAMPLES.parent / "proxies.md").read_text()
+        location, *directives = text[text.index("    location /api/") :].splitlines()[:3]
+        return {
+            **super().changes(),
+            "    location / {": location,
+            "proxy_pass http://web;": "\n".join(directives),
+        }
 
 
 class NginxStream(Nginx):
@@ -314,6 +326,7 @@ FACTS = {
     "client": CLIENT,
     "scheme": "https",
     "host": ["test"],
+    "root_path": "",
     "path": "/x",
     "http_version": "1.1",
 }
@@ -421,6 +434,16 @@ def test_connections_are_kept(
     if proxy is Nginx:  # it gives one client's connection to the next
         with front.connect() as client:
             assert peer(client) == first
+
+
+def test_below_a_path(shared: Shared, worker: str, behind: Callable[..., Front]) -> None:
+    server = shared.server(worker, "--proxy-headers", "for,proto,prefix")
+    front = behind(NginxBelowAPath, written(server.address))
+    with front.connect() as client:
+        response = client.get("/api/x", "X-Forwarded-Prefix: /evil")
+    facts = json.loads(response.body)
+    assert (facts["root_path"], facts["path"]) == ("/api", "/api/x")
+    assert (facts["client"][0], facts["scheme"]) == (CLIENT, "https")
 
 
 @pytest.mark.parametrize("proxy", [HAProxy, HAProxyTcp])

@@ -20,7 +20,7 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
 
 
 def facts(scope: Any) -> str:
-    found = {key: scope[key] for key in ("client", "scheme", "path", "http_version")}
+    found = {key: scope[key] for key in ("client", "scheme", "root_path", "path", "http_version")}
     found["host"] = [value.decode() for name, value in scope["headers"] if name == b"host"]
     return json.dumps(found)
 
