@@ -102,8 +102,12 @@ class Front:
         self.address = free_address()
         self.plain = free_address()
         self.program = self.start()
-        eventually(lambda: self.program.popen.poll() is not None or not refuses(self.address))
-        assert self.program.popen.poll() is None, self.program.err.all()
+        try:
+            eventually(lambda: not refuses(self.address) or self.program.popen.poll() is not None)
+            assert self.program.popen.poll() is None, self.program.err.all()
+        except BaseException:
+            self.program.end()
+            raise
 
     def start(self) -> Program:
         raise NotImplementedError
