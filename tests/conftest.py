@@ -15,8 +15,8 @@ import os
 import queue
 import select
 import socket
-import struct
 import ssl
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
