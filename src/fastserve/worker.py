@@ -169,24 +169,24 @@ class Event:
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
-        self._waiters: list[Waiter] = []
+        # In order; a dict, since there may be thousands, each of which may leave.
+        self._waiters: dict[Waiter, None] = {}
         self.is_set = False
 
     def set(self) -> None:
         self.is_set = True
-        waiters, self._waiters = self._waiters, []
+        waiters, self._waiters = self._waiters, {}
         for waiter in waiters:
             self._worker.wake(waiter)
 
     async def wait(self) -> None:
         while not self.is_set:
             waiter = self._worker.waiter()
-            self._waiters.append(waiter)
+            self._waiters[waiter] = None
             try:
                 await waiter
             finally:
-                if waiter in self._waiters:
-                    self._waiters.remove(waiter)
+                self._waiters.pop(waiter, None)
 
 
 def find(name: str) -> type[Worker]:
