@@ -12,6 +12,7 @@ from cpython.bytearray cimport (
 )
 from cpython.bytes cimport PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.dict cimport PyDict_Copy
+from cpython.object cimport PyObject
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from fastserve._conversation import ClientDisconnected
@@ -20,6 +21,26 @@ from fastserve._conversation cimport WAIT_WRITABLE, get, is_disconnect
 from fastserve._forwarded cimport line_of_host
 from fastserve._headers cimport append_chunk_size, append_content_length
 from fastserve._parser cimport DATA, END, HEAD, INVALID
+from fastserve._transport cimport END_ALL, END_IDLE, SERVING, Stage
+
+
+cdef extern from *:
+    """
+    #ifdef Py_GIL_DISABLED
+    #define FS_REFERENCES_ARE_SHARED 1      /* a reference count says less there */
+    #else
+    #define FS_REFERENCES_ARE_SHARED 0
+    #endif
+    """
+    bint REFERENCES_ARE_SHARED "FS_REFERENCES_ARE_SHARED"
+
+cdef extern from "Python.h":
+    Py_ssize_t Py_REFCNT(PyObject*) noexcept
+    void Py_DECREF(PyObject*) noexcept
+    void Py_INCREF(PyObject*) noexcept
+    bint PyDict_CheckExact(PyObject*) noexcept
+    Py_ssize_t PyDict_GET_SIZE(PyObject*) noexcept
+    bint PyDict_Next(PyObject*, Py_ssize_t*, PyObject**, PyObject**) noexcept
 
 
 cdef str TYPE = "type"
@@ -29,6 +50,10 @@ cdef str HTTP_REQUEST = "http.request"
 cdef str HTTP_DISCONNECT = "http.disconnect"
 cdef str RESPONSE_START = "http.response.start"
 cdef str RESPONSE_BODY = "http.response.body"
+cdef str SHUTDOWN = "fastserve.shutdown"
+cdef str WAIT = "wait"
+cdef str IS_SET = "is_set"
+cdef str SHUTTING_DOWN = "The server is shutting down."
 cdef tuple VERSIONS = ("1.0", "1.1")
 
 
@@ -109,6 +134,8 @@ cdef class Http1Factory(ProtocolFactory):
         access=None,
         bint access_fields=False,
         state=None,
+        wait_for_shutdown,
+        is_shutting_down,
         str root_path="",
         bytes server_header=b"fastserve",
         bint date_header=True,
@@ -129,8 +156,9 @@ cdef class Http1Factory(ProtocolFactory):
         http_version, status, body length in bytes, and microseconds; with `access_fields`
         also with the request's fields and the application's, both as tuples of pairs.
         `state`: the lifespan's, copied for each request; None where the application has no
-        lifespan. `fields`: pairs of bytes, for every response. Timeouts are in seconds,
-        `body_min_rate` in bytes a second (0: any), limits in bytes."""
+        lifespan. `fields`: pairs of bytes, for every response. `wait_for_shutdown()`,
+        `is_shutting_down()`: what applications have as `fastserve.shutdown`. Timeouts are in
+        seconds, `body_min_rate` in bytes a second (0: any), limits in bytes."""
         self.host = host
         self.upgrade = upgrade
         self.gate = gate
@@ -138,6 +166,8 @@ cdef class Http1Factory(ProtocolFactory):
         self.access = access
         self.access_fields = access_fields
         self.state = state
+        self.wait_for_shutdown = wait_for_shutdown
+        self.is_shutting_down = is_shutting_down
         self.root_path = root_path
         self.server_line = b"server: " + server_header + b"\r\n" if server_header else b""
         self.date = DateLine() if date_header else None
@@ -168,13 +198,63 @@ cdef class Http1Factory(ProtocolFactory):
             "raw_path": None,
             "query_string": None,
             "headers": None,
+            "extensions": None,
         }
         if state is not None:
             self.scope["state"] = None
 
-    def drain(self):
-        """From now on every response ends its connection."""
-        self.draining = True
+    def __dealloc__(self):
+        while self.spares:
+            self.spares -= 1
+            Py_DECREF(self.spare[self.spares])
+
+    def drain(self, Stage stage):
+        """The server's end has come to this stage, also for connections still to come."""
+        self.stage = stage
+
+    cdef dict take_extensions(self):
+        """`extensions` of a scope: dicts that nobody else has."""
+        cdef dict taken
+        if self.spares == 0:
+            return {SHUTDOWN: {WAIT: self.wait_for_shutdown, IS_SET: self.is_shutting_down}}
+        self.spares -= 1
+        taken = <dict>self.spare[self.spares]
+        Py_DECREF(<PyObject*>taken)
+        return taken
+
+    cdef void give_extensions(self, PyObject* extensions) noexcept:
+        """To be taken again, if the application has neither kept nor changed anything of it:
+        to make the dicts and to free them costs more. The reference is the caller's, and is
+        taken over."""
+        if self.spares < SPARE_EXTENSIONS and self._are_as_made(extensions):
+            self.spare[self.spares] = extensions
+            self.spares += 1
+        else:
+            Py_DECREF(extensions)
+
+    cdef bint _are_as_made(self, PyObject* extensions) noexcept:
+        """Whether these are what was taken, and whoever has them has them alone."""
+        cdef PyObject* name = NULL
+        cdef PyObject* shutdown = NULL
+        cdef PyObject* value = NULL
+        cdef Py_ssize_t at = 0
+        if (
+            REFERENCES_ARE_SHARED or Py_REFCNT(extensions) != 1
+            or PyDict_GET_SIZE(extensions) != 1
+        ):
+            return False
+        PyDict_Next(extensions, &at, &name, &shutdown)
+        if (
+            name != <PyObject*>SHUTDOWN or Py_REFCNT(shutdown) != 1
+            or not PyDict_CheckExact(shutdown) or PyDict_GET_SIZE(shutdown) != 2
+        ):
+            return False
+        at = 0
+        PyDict_Next(shutdown, &at, &name, &value)
+        if name != <PyObject*>WAIT or value != <PyObject*>self.wait_for_shutdown:
+            return False
+        PyDict_Next(shutdown, &at, &name, &value)
+        return name == <PyObject*>IS_SET and value == <PyObject*>self.is_shutting_down
 
     cdef int append_own_fields(self, ResponseHead head, SendBuffer out) except -1:
         """Date and Server, unless the application set its own or the option is off, and those
@@ -212,7 +292,7 @@ cdef class Http1Connection(Protocol):
         return 0
 
     cdef int data_received(self, const char* data, Py_ssize_t length) except -1:
-        if self.closing:
+        if self.closing or self.eof:
             return 0
         if self.unparsed is not None or (
             self.exchange is not None and self.exchange.request_complete
@@ -267,7 +347,7 @@ cdef class Http1Connection(Protocol):
         if self.closing:
             return 0
         if self.eof and self.exchange is None and self.unparsed is None:
-            self._close(False)
+            self._close(self.factory.stage == END_ALL)
         return 0
 
     cdef int deadline_expired(self) except -1:
@@ -279,9 +359,20 @@ cdef class Http1Connection(Protocol):
             return self.factory.gate.refuse(self)
         return self.refuse(408, "The request did not arrive in time.")
 
-    cdef int drain(self) except -1:
-        if self.exchange is None and self.unparsed is None and not self.parser.in_message():
-            self._close(False)
+    cdef int drain(self, Stage stage) except -1:
+        cdef HttpExchange exchange = self.exchange
+        if exchange is None:
+            if stage == END_ALL or stage >= END_IDLE and not (
+                self.unparsed is not None or self.parser.in_message()
+            ):
+                # A request may be on its way: it must not meet a reset.
+                self._close(True)
+        elif stage == END_ALL:
+            if not exchange.spawned:
+                return self.refuse(503, SHUTTING_DOWN)
+            # As if the client had said that it sends no more.
+            self.eof = True
+            self._tell_eof()
         return 0
 
     cdef int _consume(self, const char* data, Py_ssize_t length) except -1:
@@ -369,6 +460,7 @@ cdef class Http1Connection(Protocol):
         cdef RequestParser parser = self.parser
         cdef HttpExchange exchange = None
         cdef dict scope = PyDict_Copy(factory.scope)
+        cdef dict extensions = factory.take_extensions()
         cdef str path = parser.path
         cdef bint upgrades = False
         if parser.upgrade is not None and factory.upgrade is not None:
@@ -399,9 +491,12 @@ cdef class Http1Connection(Protocol):
         scope["raw_path"] = parser.raw_path
         scope["query_string"] = parser.query_string
         scope["headers"] = parser.headers
+        scope["extensions"] = extensions
+        if not upgrades:
+            exchange.extensions = extensions
         if self.transport.tls is not None:
             scope["scheme"] = "https"
-            scope["extensions"] = {"tls": PyDict_Copy(self.transport.tls)}
+            extensions["tls"] = PyDict_Copy(self.transport.tls)
         if self.origin is not None:
             self._tell_origin(exchange, scope)
         if factory.state is not None:
@@ -555,7 +650,7 @@ cdef class Http1Connection(Protocol):
             # Of a body that is all there the end may still be to be told.
             return self.transport.call_soon()
         if self.eof:
-            return self._close(False)
+            return self._close(self.factory.stage == END_ALL)
         return self._settle()
 
     cdef int _close(self, bint linger) except -1:
@@ -585,9 +680,9 @@ cdef class Http1Connection(Protocol):
             self.phase = PHASE_HEAD
         elif before != PHASE_FIRST:
             self.phase = PHASE_IDLE
-        if self.phase == PHASE_IDLE and self.factory.draining:
+        if self.phase == PHASE_IDLE and self.factory.stage >= END_IDLE:
             # The head was written before, and announced no end.
-            return self._close(False)
+            return self._close(True)
         self._update_reading()
         if self.phase == PHASE_IDLE:
             self.deadline = now + self.factory.keep_alive_timeout
@@ -666,6 +761,11 @@ cdef class HttpExchange(Conversation):
         return 0
 
     def finished(self, error):
+        cdef PyObject* extensions = <PyObject*>self.extensions
+        if self.extensions is not None:
+            Py_INCREF(extensions)
+            self.extensions = None
+            self.factory.give_extensions(extensions)
         if error is not None and not is_disconnect(error):
             self.host.report(error)
         if self.progress < COMPLETE and not self.lost:
@@ -674,13 +774,16 @@ cdef class HttpExchange(Conversation):
                 self.host.report(
                     RuntimeError("the application returned without a complete response")
                 )
-            self.connection.refuse(500, "Internal Server Error")
+            if self.disconnected and self.factory.stage == END_ALL:
+                self.connection.refuse(503, SHUTTING_DOWN)
+            else:
+                self.connection.refuse(500, "Internal Server Error")
         self.leave_gate()
         self.host.ended()
 
     def cancelled(self):
         if self.progress < COMPLETE and not self.lost:
-            self.connection.refuse(503, "The server is shutting down.")
+            self.connection.refuse(503, SHUTTING_DOWN)
         self.leave_gate()
         self.host.ended()
 
@@ -788,7 +891,7 @@ cdef class HttpExchange(Conversation):
             self.framing = FRAMING_CHUNKED
             out.append(b"transfer-encoding: chunked\r\n", 28)
         if self.keep_alive and (
-            head.close or factory.draining or self._leaves_too_much(more_body)
+            head.close or factory.stage != SERVING or self._leaves_too_much(more_body)
         ):
             self.keep_alive = False
         if not self.keep_alive:

@@ -10,7 +10,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcmp
 
 from fastserve._address cimport Address, from_ipv4, read_ipv4, read_ipv6, read_port, text_of
-from fastserve._transport cimport Transport
+from fastserve._transport cimport END_IDLE, Stage, Transport
 
 cdef bytes SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
 cdef bytes PROXY = b"PROXY "
@@ -214,23 +214,23 @@ cdef class ProxyProtocol(Protocol):
         if event == PROXY_NEED_DATA:
             return 0
         if event == PROXY_INVALID:
-            return self._close()
+            return self._close(False)
         return self._hand_over(data + used, length - used)
 
     cdef int eof_received(self) except -1:
-        return self._close()
+        return self._close(False)
 
     cdef int deadline_expired(self) except -1:
-        return self._close()
+        return self._close(False)
 
-    cdef int drain(self) except -1:
-        return self._close()
+    cdef int drain(self, Stage stage) except -1:
+        return self._close(True) if stage >= END_IDLE else 0
 
-    cdef int _close(self) except -1:
+    cdef int _close(self, bint linger) except -1:
         # A reference of our own: connection_lost drops the other.
         cdef Transport transport = self.transport
         self.deadline = 0
-        return transport.close(False)
+        return transport.close(linger)
 
     cdef int _hand_over(self, const char* data, Py_ssize_t length) except -1:
         cdef Transport transport = self.transport

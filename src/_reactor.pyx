@@ -352,15 +352,19 @@ cdef class Reactor:
         """The descriptor to watch for readability, or -1 with the loop's poller."""
         return self.poller.fileno()
 
-    def listen(self, int fd, ProtocolFactory factory not None, server=None):
+    def listen(
+        self, int fd, ProtocolFactory factory not None, server=None, *, bint shared=False
+    ):
         """Accept connections from the listening socket `fd` (non-blocking).
 
-        `server`: the ASGI `server` of all its connections; None: each one's own."""
+        `server`: the ASGI `server` of all its connections; None: each one's own. `shared`:
+        another process listens on it as well, or goes on with it."""
         cdef Listener listener = Listener.__new__(Listener)
         listener.reactor = self
         listener.factory = factory
         listener.server = server
         listener.fd = fd
+        listener.shared = shared
         listener.slot = self.add_slot(listener, True)
         self.listeners.append(listener)
         self.poller.watch(fd, self.token(listener.slot), -1, READABLE)
@@ -409,38 +413,44 @@ cdef class Reactor:
             self.polling = False
         self.arm_deferred()
 
-    def stop_accepting(self):
-        """No longer watch the listening sockets, having taken what waited there."""
+    def stop_accepting(self, on_empty):
+        """No longer watch the listening sockets; `on_empty()` once no connection is left.
+
+        What waits at a socket of ours alone is accepted first: closing it would reset them."""
         cdef Listener listener
         for listener in self.listeners:
-            if not listener.paused_until and not listener.held:
-                listener.accept_some()
+            if not listener.shared:
+                listener.accept_rest()
             listener.close()
         self.listeners = []
+        self.on_empty = on_empty
+        if self.connections == 0:
+            on_empty()
 
-    def drain(self, on_empty):
-        """Have every protocol finish; `on_empty()` once no connection is left."""
+    def drain(self, Stage stage):
+        """Tell every protocol to which stage the server's end has come."""
         cdef SocketTransport transport
         cdef Protocol protocol
-        self.on_empty = on_empty
         for transport in self._transports():
             try:
                 # A request may have come that no poll has seen yet: it is still answered.
                 transport.ready(READABLE)
                 protocol = transport.protocol
                 if protocol is not None:
-                    protocol.drain()
+                    protocol.drain(stage)
                     transport.flush()
             except BaseException as error:
                 self.fail(transport, error)
-        if self.connections == 0:
-            on_empty()
 
     def close(self):
         """Cut what is left, and give up the descriptors."""
         cdef SocketTransport transport
         for transport in self._transports():
-            transport.abort()
+            if transport.lingering:
+                # It has its last answer and our FIN, which a reset could still destroy.
+                transport._close_socket()
+            else:
+                transport.abort()
         self.poller.close()
 
     def _transports(self):
@@ -635,25 +645,33 @@ cdef class Reactor:
 cdef class Listener:
     """A listening socket in the reactor."""
 
-    cdef int accept_some(self) except -1:
+    cdef int accept_rest(self) except -1:
+        """What is in the queue, but not for ever what comes in the meantime."""
+        for _ in range(QUEUE_MOST // ACCEPT_BATCH):
+            if self.paused_until or self.held or not self.accept_some():
+                break
+        return 0
+
+    cdef bint accept_some(self) except -1:
+        """Whether there may be more."""
         cdef sockaddr_storage address
         cdef socklen_t length
         cdef int fd
         for _ in range(ACCEPT_BATCH):
             if 0 < self.reactor.max_connections <= self.reactor.connections:
                 self.hold()
-                break
+                return False
             length = sizeof(address)
             fd = fs_accept(self.fd, <sockaddr*>&address, &length)
             if fd >= 0:
                 self.reactor.adopt(fd, self, _address(&address))
             elif errno == EAGAIN:
                 self.complained = False
-                break
+                return False
             elif errno not in _ended_early:
                 self.pause(errno)
-                break
-        return 0
+                return False
+        return True
 
     cdef int pause(self, int error) except -1:
         self.reactor.poller.forget(self.fd, self.reactor.token(self.slot), READABLE)

@@ -14,6 +14,7 @@ from cpython.bytes cimport PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.memoryview cimport PyMemoryView_FromMemory
 
 from fastserve._buffer cimport iovec
+from fastserve._transport cimport END_IDLE, Stage
 
 
 # Somebody speaks HTTP to a port that expects TLS: the one case in which the peer can be told.
@@ -116,12 +117,12 @@ cdef class TlsProtocol(Protocol):
         cdef Transport transport = self.transport
         return transport.abort()        # in the midst of a handshake: nothing can be said
 
-    cdef int drain(self) except -1:
+    cdef int drain(self, Stage stage) except -1:
         cdef Protocol above = self.tls.protocol
         cdef Transport transport = self.transport
         if above is None:
-            return transport.close(False)
-        above.drain()
+            return transport.close(True) if stage >= END_IDLE else 0
+        above.drain(stage)
         return self.tls.encrypt()
 
 

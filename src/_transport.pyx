@@ -71,7 +71,7 @@ cdef class Protocol:
     * `proceed`: the answer to `call_soon`.
     * `is_due`, and if so `check_deadline`: called now and then, the first also in vain.
       `deadline_expired`: the time in `deadline` has come.
-    * `drain`: finish what is begun, take nothing new, then close.
+    * `drain`: the server's end has come to this stage. What ends for it ends without a reset.
 
     Error handling: an exception out of any of them is reported and ends this
     connection, and no other.
@@ -109,7 +109,7 @@ cdef class Protocol:
     cdef int deadline_expired(self) except -1:
         return 0
 
-    cdef int drain(self) except -1:
+    cdef int drain(self, Stage stage) except -1:
         return 0
 
 

@@ -26,6 +26,7 @@ from fastserve._buffer cimport GATHER_MIN
 from fastserve._conversation cimport WAIT_WRITABLE, get, is_disconnect
 from fastserve._deflate cimport DEFLATE_MOST
 from fastserve._http1 cimport COMPLETE, NOT_STARTED, Http1Connection, repeatable
+from fastserve._transport cimport END_ENDLESS, Stage
 
 
 cdef extern from *:
@@ -550,8 +551,8 @@ cdef class WebSocketConnection(Protocol):
             self.deadline = self.transport.clock() + self.upgrade.ping_timeout
         return 0
 
-    cdef int drain(self) except -1:
-        return self.close(1012, "")
+    cdef int drain(self, Stage stage) except -1:
+        return self.close(1012, "") if stage >= END_ENDLESS else 0
 
     cdef int _schedule_ping(self) except -1:
         if self.state != STATE_OPEN:        # the deadline is the closing handshake's
@@ -755,7 +756,7 @@ cdef class WebSocketExchange(HttpExchange):
         scope["scheme"] = "wss" if scope["scheme"] == "https" else "ws"
         scope["asgi"] = PyDict_Copy(self.upgrade.asgi)
         scope["subprotocols"] = self.subprotocols.copy()
-        scope.setdefault("extensions", {})["websocket.http.response"] = {}
+        scope["extensions"]["websocket.http.response"] = {}
         return 0
 
     def finished(self, error):
@@ -906,8 +907,8 @@ cdef class WebSocketExchange(HttpExchange):
         self.session = session
         self.connection = None
         connection.hand_over(session)
-        if self.factory.draining and session.transport is not None:
-            session.drain()
+        if session.transport is not None:
+            session.drain(self.factory.stage)
         transport.flush()
         return self.done(0)
 

@@ -387,9 +387,14 @@ def serve(worker: str, poller: str) -> Iterator[Serve]:
     started: list[Running] = []
 
     def start(app: Any, **options: Any) -> Running:
-        config = fastserve.Config(
-            **{"bind": "127.0.0.1:0", "poller": poller, "worker_class": worker, **options}
-        )
+        defaults = {
+            "bind": "127.0.0.1:0",
+            "poller": poller,
+            "worker_class": worker,
+            # Nobody sends anything more on what a test has left open.
+            "drain_idle_timeout": 0,
+        }
+        config = fastserve.Config(**{**defaults, **options})
         running = Running(app, worker, config)
         started.append(running)
         return running.start()

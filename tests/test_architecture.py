@@ -123,7 +123,7 @@ C_HEADERS = {
     "_address": {"Python.h"},
     "_forwarded": {"Python.h"},
     "_proxy": set(),
-    "_http1": set(),
+    "_http1": {"Python.h"},
     "_deflate": {"zlib.h"},
     "_tls": set(),
     "_websocket": {"Python.h"},

@@ -20,6 +20,7 @@ import traceback
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import anyio
 import pytest
@@ -111,6 +112,7 @@ def test_scope(serve: Serve) -> None:
         ],
         "client": address,
         "server": server.address,
+        "extensions": {"fastserve.shutdown": {"wait": ANY, "is_set": ANY}},
     }
     assert old["http_version"] == "1.0"
     assert old["headers"] == []

@@ -202,6 +202,8 @@ def test_every_option_arrives(server: FakeServer, app_dir: Path) -> None:
         "root_path": "/api",
         "lifespan": "on",
         "graceful_timeout": 1.5,
+        "drain_delay": 1.25,
+        "drain_idle_timeout": 0.0,
         "startup_timeout": 2.0,
         "shutdown_timeout": 3.0,
         "header_timeout": 4.0,

@@ -228,7 +228,13 @@ def test_units_of_times(text: str, seconds: float) -> None:
 
 
 SECONDS = [name for name, option in OPTIONS.items() if option.check.metavar == "TIME"]
-MAY_BE_OFF = {"ws_ping_interval", "ws_ping_timeout", "ssl_reload_interval"}
+MAY_BE_OFF = {
+    "drain_delay",
+    "drain_idle_timeout",
+    "ssl_reload_interval",
+    "ws_ping_interval",
+    "ws_ping_timeout",
+}
 
 
 @pytest.mark.parametrize("name", SECONDS)

@@ -21,7 +21,8 @@ from process import DRAINING, Process, eventually, refuses
 
 import fastserve
 from fastserve.config import ConfigError
-from fastserve.server import ServerError
+from fastserve.server import Server, ServerError
+from fastserve.worker import find
 from fastserve.worker_asyncio import AsyncioWorker
 
 Start = Callable[..., Process]
@@ -50,7 +51,9 @@ def served(process: Start, worker: str) -> Start:
     """tests/apps/served.py on a free port, on each worker."""
 
     def start(*options: str, **more: Any) -> Process:
-        return process("-k", worker, "-b", "127.0.0.1:0", *options, "served:app", **more)
+        # Nobody sends anything more on what a test has left open.
+        common = ("-k", worker, "-b", "127.0.0.1:0", "--drain-idle-timeout", "0")
+        return process(*common, *options, "served:app", **more)
 
     return start
 
@@ -316,7 +319,12 @@ def invite(worker: str, poller: str) -> Iterator[Callable[..., Guest]]:
 
     def start(app: Any, trigger: Any = None, **options: Any) -> Guest:
         config = fastserve.Config(
-            bind="127.0.0.1:0", worker_class=worker, poller=poller, graceful_timeout=600, **options
+            bind="127.0.0.1:0",
+            worker_class=worker,
+            poller=poller,
+            graceful_timeout=600,
+            drain_idle_timeout=0,
+            **options,
         )
         guest = Guest(app, worker, config)
         guest.trigger = trigger
@@ -439,6 +447,35 @@ def run_on(worker: str, main: Callable[[], Awaitable[None]]) -> None:
         anyio.run(main, backend="trio")
     else:
         anyio.run(main, backend_options={"use_uvloop": worker == "uvloop"})
+
+
+def test_whether_new_clients_are_welcome(worker: str, poller: str) -> None:
+    """From the end of the start-up until the server is told to stop."""
+    seen: list[bool] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        seen.append(server.is_ready)
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        seen.append(server.is_ready)
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def trigger() -> None:
+        while not server.is_ready:
+            await anyio.sleep(0.01)
+        seen.append(True)
+
+    async def main() -> None:
+        async with find(worker.replace("uvloop", "asyncio"))() as running:
+            running.start(server.stop_after, trigger)
+            await server.serve(running)
+
+    server = Server(app, fastserve.Config(bind="127.0.0.1:0", poller=poller))
+    assert not server.is_ready
+    with server.opened():
+        run_on(worker, main)
+    assert seen == [False, True, False]
 
 
 def test_lifespan_shutdown_has_little_time_in_a_hurry(

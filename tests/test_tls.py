@@ -48,7 +48,7 @@ from conftest import (
     respond,
     trusting,
 )
-from process import Process, eventually, needs, others_environment, settled
+from process import Process, eventually, needs, others_environment, refuses, settled
 
 import fastserve
 from fastserve import _http1, _reactor, _tls, _transport, _websocket
@@ -801,6 +801,38 @@ def test_a_graceful_end(serve: Serve) -> None:
     assert server.errors == []
 
 
+def test_one_more_answer_before_the_end(serve: Serve) -> None:
+    """Kept and fresh connections, and those that still shake hands; each ends cleanly."""
+    server = serve(hello, lifespan="off", drain_idle_timeout=60, graceful_timeout=60, **SERVER)
+    with contextlib.ExitStack() as stack:
+        kept = stack.enter_context(Records(server).opened())
+        kept.send(request("GET", "/"))
+        assert kept.read_response().field(b"connection") is None
+        fresh = stack.enter_context(Records(server).opened())
+        shaking = stack.enter_context(Records(server))
+        server.ask_to_stop()
+        eventually(lambda: refuses(server.address))
+        shaking.opened()
+        for client in (kept, fresh, shaking):
+            client.send(request("GET", "/"))
+            assert client.read_response().field(b"connection") == b"close"
+            assert client.ends_cleanly()
+            client.socket.close()
+        server.stop()
+    assert server.errors == []
+
+
+def test_the_end_of_idle_connections(serve: Serve) -> None:
+    """By a close_notify and a FIN when they have waited long enough."""
+    server = serve(hello, lifespan="off", drain_idle_timeout=0.2, **SERVER)
+    with Records(server).opened() as client, Records(server) as shaking:
+        server.ask_to_stop()
+        assert client.ends_cleanly()
+        assert shaking.socket.read_to_end() == b""
+    server.stop()
+    assert server.errors == []
+
+
 def test_the_end_does_not_wait_for_ever(serve: Serve) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await respond(send, bytes(BOUND))
@@ -999,7 +1031,7 @@ def test_websockets(serve: Serve) -> None:
         assert client.is_closed_by_peer()
     scope = scopes[0]
     assert scope["scheme"] == "wss"
-    assert set(scope["extensions"]) == {"tls", "websocket.http.response"}
+    assert set(scope["extensions"]) == {"tls", "websocket.http.response", "fastserve.shutdown"}
     assert eventually(lambda: endings) == [(1000, "bye")]
     assert server.errors == []
 
@@ -1010,7 +1042,7 @@ def test_a_websocket_at_the_end(serve: Serve) -> None:
         while (await receive())["type"] != "websocket.disconnect":
             pass
 
-    server = serve(app, lifespan="off", graceful_timeout=60, **SERVER)
+    server = serve(app, lifespan="off", graceful_timeout=0.5, **SERVER)
     with open_websocket(server) as client:
         server.ask_to_stop()
         assert read_frame(client) == (0x88, b"\x03\xf4")

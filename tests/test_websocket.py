@@ -22,6 +22,7 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import anyio
 import pytest
@@ -375,7 +376,10 @@ def test_scope(serve: Serve) -> None:
             "client": address,
             "server": server.address,
             "subprotocols": [],
-            "extensions": {"websocket.http.response": {}},
+            "extensions": {
+                "websocket.http.response": {},
+                "fastserve.shutdown": {"wait": ANY, "is_set": ANY},
+            },
         }
     ]
     assert errors_of(server) == []
@@ -400,7 +404,7 @@ def test_scopes_are_not_shared(serve: Serve) -> None:
         if scope["type"] == "http":
             assert scope["asgi"]["spec_version"] == "2.3"
             return await respond(send, b"fine")
-        assert scope["extensions"] == {"websocket.http.response": {}}
+        assert set(scope["extensions"]) == {"websocket.http.response", "fastserve.shutdown"}
         assert scope["subprotocols"] == ["a"]
         scope["extensions"]["mine"] = 1
         scope["subprotocols"].append("b")
@@ -2066,9 +2070,9 @@ def test_misuse(serve: Serve) -> None:
 
 
 def test_shutdown(serve: Serve) -> None:
-    """Whoever is open is told, and gone within the graceful time."""
+    """Whoever is open has the graceful time, and is told then."""
     app = Application()
-    server = serve(app, lifespan="off", graceful_timeout=PATIENCE, ws_close_timeout=PATIENCE)
+    server = serve(app, lifespan="off", graceful_timeout=0.5, ws_close_timeout=PATIENCE)
     clients = [server.websocket() for _ in range(5)]
     server.ask_to_stop()
     for client in clients:
@@ -2118,6 +2122,7 @@ def test_shutdown_with_clients_that_do_not_answer(serve: Serve) -> None:
 
 
 def test_accept_while_draining(serve: Serve) -> None:
+    """It has what is left of the graceful time."""
     connected, go_on = threading.Event(), threading.Event()
     told: queue.Queue[Message] = queue.Queue()
 
@@ -2128,7 +2133,7 @@ def test_accept_while_draining(serve: Serve) -> None:
         await send(ACCEPT)
         told.put(await until_disconnect(receive))
 
-    server = serve(app, lifespan="off", graceful_timeout=PATIENCE)
+    server = serve(app, lifespan="off", graceful_timeout=2)
     with WebSocketClient(server.address) as client, server.connect() as idle:
         client.sendall(handshake())
         assert connected.wait(PATIENCE)

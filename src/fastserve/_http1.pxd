@@ -1,4 +1,5 @@
 # Declarations of fastserve._http1. No ABI is promised between releases.
+from cpython.object cimport PyObject
 from libc.stdint cimport int64_t
 
 from fastserve._buffer cimport SendBuffer
@@ -6,7 +7,7 @@ from fastserve._conversation cimport Conversation, Host
 from fastserve._forwarded cimport Origin, Trust
 from fastserve._headers cimport DateLine, ResponseHead
 from fastserve._parser cimport RequestParser
-from fastserve._transport cimport Protocol, ProtocolFactory, Transport
+from fastserve._transport cimport Protocol, ProtocolFactory, Stage, Transport
 
 cdef enum:
     BODY_BUFFER = 64 * 1024         # received body the application has not taken: reading pauses
@@ -14,6 +15,7 @@ cdef enum:
     PIPELINE_BATCH = 64             # requests answered before the loop gets its turn
     COLLECT = 128 * 1024            # output collected while an application runs
     DRAIN_BYTES = 256 * 1024        # of an unread body, read to keep the connection
+    SPARE_EXTENSIONS = 256          # kept for the next requests
 
 cdef enum Phase:                    # of a connection: what its deadline is for
     PHASE_FIRST                     # nothing received yet
@@ -66,16 +68,22 @@ cdef class Http1Factory(ProtocolFactory):
         dict scope
         dict asgi
         dict state
+        object wait_for_shutdown, is_shutting_down
+        PyObject* spare[SPARE_EXTENSIONS]   # `extensions` of scopes, to be taken again
+        int spares
         str root_path
         bytes server_line, field_lines
         DateLine date
         bint raise_on_disconnect
-        bint draining
+        Stage stage                     # of the server's end
         Py_ssize_t limit_line, limit_fields, limit_field_bytes
         int64_t limit_body
         int64_t header_timeout, body_timeout, keep_alive_timeout
         int64_t body_min_rate
 
+    cdef dict take_extensions(self)
+    cdef void give_extensions(self, PyObject* extensions) noexcept
+    cdef bint _are_as_made(self, PyObject* extensions) noexcept
     cdef int append_own_fields(self, ResponseHead head, SendBuffer out) except -1
 
 
@@ -129,6 +137,7 @@ cdef class HttpExchange(Conversation):
         Http1Connection connection
         Http1Factory factory
         ResponseHead head
+        dict extensions                 # of the scope, until the application has ended
         bytes body                      # received and not taken; None: nothing
         list more_body                  # further pieces of it
         Py_ssize_t buffered

@@ -1,9 +1,9 @@
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
 from fastserve._conversation import Conversation, Host
 from fastserve._forwarded import Trust
-from fastserve._transport import ProtocolFactory
+from fastserve._transport import ProtocolFactory, Stage
 
 class Upgrade: ...
 
@@ -28,6 +28,8 @@ class Http1Factory(ProtocolFactory):
         access: Callable[..., None] | None = None,
         access_fields: bool = False,
         state: dict[str, Any] | None = None,
+        wait_for_shutdown: Callable[[], Coroutine[Any, Any, None]],
+        is_shutting_down: Callable[[], bool],
         root_path: str = "",
         server_header: bytes = b"fastserve",
         date_header: bool = True,
@@ -42,6 +44,6 @@ class Http1Factory(ProtocolFactory):
         keep_alive_timeout: float = 75,
         body_min_rate: int = 240,
     ) -> None: ...
-    def drain(self) -> None: ...
+    def drain(self, stage: Stage) -> None: ...
 
 class HttpExchange(Conversation): ...

@@ -48,5 +48,5 @@ cdef class ProxyProtocol(Protocol):
         ProxyFactory factory
         ProxyHeader header
 
-    cdef int _close(self) except -1
+    cdef int _close(self, bint linger) except -1
     cdef int _hand_over(self, const char* data, Py_ssize_t length) except -1

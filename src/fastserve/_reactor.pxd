@@ -2,12 +2,13 @@
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from fastserve._buffer cimport SendBuffer
-from fastserve._transport cimport Protocol, ProtocolFactory, Transport
+from fastserve._transport cimport Protocol, ProtocolFactory, Stage, Transport
 
 cdef enum:
     RECEIVE_SIZE = 64 * 1024    # bytes taken by one recv
     BATCH = 256                 # events handled before the loop gets its turn
     ACCEPT_BATCH = 64           # connections accepted for one event
+    QUEUE_MOST = 64 * 1024      # that may wait to be accepted
     CHOKE_ABOVE = 64 * 1024     # unsent bytes from which on a sender has to wait,
     RESUME_BELOW = 16 * 1024    # and until when
     LINGER_MS = 2000            # how long, and for how many bytes, input is thrown away
@@ -86,9 +87,11 @@ cdef class Listener:
         int slot
         int64_t paused_until            # 0: accepting
         bint held                       # as many connections as may be are there
+        bint shared                     # with another process
         bint complained                 # of the present trouble
 
-    cdef int accept_some(self) except -1
+    cdef int accept_rest(self) except -1
+    cdef bint accept_some(self) except -1
     cdef int pause(self, int error) except -1
     cdef int hold(self) except -1
     cdef int resume(self) except -1

@@ -3,6 +3,13 @@ from libc.stdint cimport int64_t
 
 from fastserve._buffer cimport SendBuffer
 
+cpdef enum Stage:                   # of the server's end; each includes those before it
+    SERVING
+    LAST_ANSWERS                    # an answer is the last one on its connection
+    END_IDLE                        # what has nothing under way is closed
+    END_ENDLESS                     # and what has no end of its own, such as a WebSocket
+    END_ALL                         # applications are told that it is over
+
 
 cdef class Transport:
     cdef:
@@ -38,7 +45,7 @@ cdef class Protocol:
     cdef bint is_due(self, int64_t now) noexcept
     cdef int check_deadline(self, int64_t now) except -1
     cdef int deadline_expired(self) except -1
-    cdef int drain(self) except -1
+    cdef int drain(self, Stage stage) except -1
 
 
 cdef class ProtocolFactory:

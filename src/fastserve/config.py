@@ -394,6 +394,18 @@ class Config:
         "For requests under way when the server is told to stop.",
         aliases=(Alias("timeout_graceful_shutdown"),),
     )
+    drain_delay: float = option(
+        0.0,
+        TIMES,
+        Seconds(may_be_off=True),
+        "How long new connections are still accepted when the server is told to stop.",
+    )
+    drain_idle_timeout: float = option(
+        5.0,
+        TIMES,
+        Seconds(may_be_off=True),
+        "For one more request on each idle connection, when the server is told to stop.",
+    )
     startup_timeout: float = option(
         60.0,
         TIMES,

@@ -16,7 +16,7 @@ from fastserve._http1 import Gate, Http1Factory
 from fastserve._proxy import ProxyFactory
 from fastserve._reactor import Reactor
 from fastserve._tls import TlsFactory
-from fastserve._transport import ProtocolFactory
+from fastserve._transport import ProtocolFactory, Stage
 from fastserve._websocket import WebSocketUpgrade
 from fastserve.access import AccessLog
 from fastserve.application import load
@@ -37,6 +37,9 @@ STOPPING = (signal.SIGINT, signal.SIGTERM)
 RELOADING = (signal.SIGHUP, signal.SIGUSR1)
 # For lifespan shutdown, and for cancelled applications, once nobody wants to wait.
 HURRY = 5.0
+# Between the word to an application that it is over, and its cancellation: as long as the
+# graceful time was, but no longer than this.
+FAREWELL = 2.0
 # Deadlines are checked four times in the shortest of them, but not more often than this.
 FINEST_TICK = 0.05
 COARSEST_TICK = 1.0
@@ -147,9 +150,11 @@ class Server:
         self._certificates: Certificates | None = None
         self._access: AccessLog | None = None
         self._signals = 0
+        self._serving = False
         self._stop: Event
+        self._over: Event  # nothing is under way any more, or nobody will wait for it
         self._lifespan: Lifespan | None = None
-        self._over: Event | None = None  # while draining: nothing is under way any more
+        self._at_keyboard = False  # somebody who has pressed Ctrl-C waits
         self._hurry = False
 
     @contextlib.contextmanager
@@ -175,9 +180,16 @@ class Server:
                 stack.enter_context(pid_file(config.pid))
             yield
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether new clients are welcome: for whoever answers a balancer that asks. False from
+        the moment on in which the server is told to stop."""
+        return self._serving and not self._stop.is_set
+
     def on_signal(self, number: int) -> None:
         """Certificates and access log are opened again, or the server ends: gracefully at the
-        first signal, while the next one skips the waiting."""
+        first signal, at SIGINT without waiting for those who only might go on; the next one
+        skips the waiting."""
         if number in RELOADING:
             self._reload_certificates()
             if self._access is not None:
@@ -186,6 +198,7 @@ class Server:
         self._signals += 1
         if self._signals == 1:
             logger.info("%s: finishing what is under way", signal.Signals(number).name)
+            self._at_keyboard = number == signal.SIGINT
             self._stop.set()
         else:
             self._skip_waiting()
@@ -207,10 +220,10 @@ class Server:
 
     def _skip_waiting(self) -> None:
         self._hurry = True
+        self._stop.set()
         if self._lifespan is not None:
             self._lifespan.interrupt()
-        if self._over is not None:
-            self._over.set()
+        self._over.set()
 
     async def stop_after(self, trigger: Callable[[], Awaitable[object]]) -> None:
         try:
@@ -223,6 +236,7 @@ class Server:
     async def serve(self, worker: Worker) -> None:
         """Start up, serve, drain, shut down. What went wrong at start-up is in `error`."""
         self._stop = Event(worker)
+        self._over = Event(worker)
         worker.threads.limit = self.config.wsgi_threads
         lifespan = self._lifespan = Lifespan(self.application, worker, self.config)
         try:
@@ -263,12 +277,14 @@ class Server:
             stack.callback(reactor.close)
             host = Host(self.application, worker, report=_report_application)
             trust = _trust(self.config)
+            notice = Event(worker)
             factory = _factory(
                 host,
                 self.config,
                 lifespan.state,
                 self._access,
                 trust,
+                notice,
                 # A thread that writes has nothing else that could tell it.
                 raises=self.config.raise_on_disconnect or isinstance(self.application, WSGI),
             )
@@ -291,46 +307,97 @@ class Server:
                         inner, trust, timeout=self.config.header_timeout
                     )
             for each in self._sockets.listening:
-                reactor.listen(each.socket.fileno(), factories[each.secure], each.address)
+                reactor.listen(
+                    each.socket.fileno(),
+                    factories[each.secure],
+                    each.address,
+                    shared=each.shared,
+                )
             for each in self._sockets.listening:
                 logger.info("Running on %s (%s)", each.url, worker.name)
+            draining = Draining(
+                worker, reactor, host, factory, self._sockets, notice=notice, over=self._over
+            )
+            self._serving = True
             systemd.notify("READY=1")
             try:
                 await self._stop.wait()
+                systemd.notify("STOPPING=1")
+                await draining.wait(self.config, at_keyboard=self._at_keyboard)
             except BaseException:
                 self._skip_waiting()
                 raise
             finally:
-                await self._drain(worker, reactor, host, factory)
+                await draining.end()
 
-    async def _drain(
-        self, worker: Worker, reactor: Reactor, host: Host, factory: Http1Factory
+
+class Draining:
+    """The end of what is under way, in stages (docs/operations.md). Each of them begins whether
+    or not the waiting before it was cut short."""
+
+    def __init__(
+        self,
+        worker: Worker,
+        reactor: Reactor,
+        host: Host,
+        factory: Http1Factory,
+        sockets: Sockets,
+        *,
+        notice: Event,
+        over: Event,
     ) -> None:
-        systemd.notify("STOPPING=1")
-        reactor.stop_accepting()
+        """`sockets`: closed when nobody is accepted any more. `notice`: set then, for the
+        applications. `over`: set when nothing is under way any more."""
+        self._worker = worker
+        self._reactor = reactor
+        self._host = host
+        self._factory = factory
+        self._sockets = sockets
+        self._notice = notice
+        self._over = over
+
+    async def wait(self, config: Config, *, at_keyboard: bool) -> None:
+        """Until nothing is under way, or the time is over for what still is."""
+        graceful = config.graceful_timeout
+        idle = 0.0 if at_keyboard else min(config.drain_idle_timeout, graceful)
+        self._enter(Stage.LAST_ANSWERS)
+        if config.drain_delay and not at_keyboard:
+            await self._within(config.drain_delay)
+        self._stop_accepting()
+        if idle:
+            await self._within(idle)
+        self._enter(Stage.END_ENDLESS if at_keyboard else Stage.END_IDLE)
+        await self._within(graceful - idle)
+        self._enter(Stage.END_ALL)
+        await self._within(min(graceful, FAREWELL))
+
+    async def end(self) -> None:
+        """End what is left: closed, cancelled and awaited."""
+        self._stop_accepting()
+        self._enter(Stage.END_ALL)
+        if self._host.in_flight:
+            logger.warning("cancelling %d requests that are still under way", self._host.in_flight)
+            self._worker.cancel_calls()
+            ended = Event(self._worker)
+            self._host.drain(ended.set)
+            await self._worker.within(HURRY, ended.wait, shielded=True)
+
+    async def _within(self, seconds: float) -> None:
+        await self._worker.within(seconds, self._over.wait)
+
+    def _enter(self, stage: Stage) -> None:
+        self._factory.drain(stage)
+        self._reactor.drain(stage)
+
+    def _stop_accepting(self) -> None:
+        self._reactor.stop_accepting(self._check)
         self._sockets.close()
-        over = self._over = Event(worker)
+        self._host.drain(self._check)
+        self._notice.set()
 
-        def check() -> None:
-            if reactor.connections == 0 and host.in_flight == 0:
-                over.set()
-
-        factory.drain()
-        host.drain(check)
-        reactor.drain(check)
-        try:
-            if not self._hurry:
-                await worker.within(self.config.graceful_timeout, over.wait)
-        except BaseException:
-            self._skip_waiting()
-            raise
-        finally:
-            if host.in_flight:
-                logger.warning("cancelling %d requests that are still under way", host.in_flight)
-                worker.cancel_calls()
-                ended = Event(worker)
-                host.drain(ended.set)
-                await worker.within(HURRY, ended.wait, shielded=True)
+    def _check(self) -> None:
+        if self._reactor.connections == 0 and self._host.in_flight == 0:
+            self._over.set()
 
 
 def _factory(
@@ -339,6 +406,7 @@ def _factory(
     state: dict[str, Any] | None,
     access: AccessLog | None,
     trust: Trust,
+    notice: Event,
     *,
     raises: bool,
 ) -> Http1Factory:
@@ -351,6 +419,8 @@ def _factory(
         access=None if access is None else access.write,
         access_fields=access is not None and access.wants_fields,
         state=state,
+        wait_for_shutdown=notice.wait,
+        is_shutting_down=lambda: notice.is_set,
         root_path=config.root_path,
         server_header=server,
         date_header=config.include_date_header,

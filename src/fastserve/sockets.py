@@ -23,10 +23,12 @@ class ListenError(Exception):
 
 
 class Listening(NamedTuple):
-    """A socket that accepts, and whether its connections begin with TLS."""
+    """A socket that accepts; whether its connections begin with TLS, and whether somebody else
+    has the socket too, who may go on with it."""
 
     socket: socket.socket
     secure: bool
+    shared: bool
 
     @property
     def address(self) -> tuple[str, int | None] | None:
@@ -84,7 +86,7 @@ class Sockets:
     def _listen(self, bind: Bind, secure: bool) -> None:
         try:
             for made in self._open(bind):
-                self.listening.append(Listening(made, secure))
+                self.listening.append(Listening(made, secure, bind.kind in ("fd", "systemd")))
         except UnicodeError:
             # Out of getaddrinfo: a label that is empty, or longer than 63 bytes.
             raise ListenError(f"cannot listen on {bind}: not a host name") from None

@@ -58,6 +58,15 @@ async def forever(receive: Any, send: Any) -> None:
         raise
 
 
+async def socket(receive: Any, send: Any) -> None:
+    """A WebSocket, until it is closed."""
+    await send({"type": "websocket.accept"})
+    say("begun")
+    while (await receive())["type"] != "websocket.disconnect":
+        pass
+    say("ended")
+
+
 async def leave(receive: Any, send: Any) -> None:
     sys.exit("the application wants to leave")
 
@@ -96,6 +105,7 @@ PATHS = {
     "/": hello,
     "/echo": echo,
     "/forever": forever,
+    "/socket": socket,
     "/leave": leave,
     "/interrupt": interrupt,
     "/child": child,
