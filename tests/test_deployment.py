@@ -583,8 +583,7 @@ class Load:
             thread.join(2 * PATIENCE)
 
 
-# A method that the proxies may repeat.
-@pytest.mark.parametrize("method", ["GET"])
+@pytest.mark.parametrize("method", ["GET", "POST"])
 @pytest.mark.parametrize("proxy", [Nginx, HAProxy])
 def test_nobody_notices_a_reload(
     service: Service, behind: Callable[..., Front], proxy: type[Front], method: str
