@@ -90,6 +90,7 @@ cdef enum:                          # RequestParser._seen
     SAW_UPGRADE = 0x080             # the option of Connection, not the field
     EXPECTS_CONTINUE = 0x100
     EXPECTS_OTHER = 0x200
+    ACCEPTS_TRAILERS = 0x400
 
 cdef enum:                          # bits of CLASS
     IN_LINE = 0x01                  # may stand in a request line
@@ -106,6 +107,7 @@ cdef enum:                          # what a known field name means to the frami
     CONNECTION = 4
     EXPECT = 5
     UPGRADE = 6
+    TE = 7
 
 cdef enum:
     MAX_EMPTY_LINES = 4             # before a request line
@@ -161,6 +163,7 @@ cdef dict MEANINGS = {
     b"connection": CONNECTION,
     b"expect": EXPECT,
     b"upgrade": UPGRADE,
+    b"te": TE,
 }
 
 cdef bytes HOST_NAME = KEEP_NAMES[0]
@@ -454,6 +457,7 @@ cdef class RequestParser:
             "chunked": self.chunked,
             "content_length": self.content_length,
             "upgrade": self.upgrade,
+            "accepts_trailers": self.accepts_trailers,
         }
 
     # -------------------------------------------------------------- the C interface
@@ -937,8 +941,8 @@ cdef class RequestParser:
         elif meaning == TRANSFER_ENCODING:
             if not self._read_codings(value, end):
                 return self._fail(400, "malformed Transfer-Encoding")
-        elif meaning == CONNECTION:
-            self._read_options(value, end)
+        elif meaning == CONNECTION or meaning == TE:
+            self._read_options(meaning, value, end)
         elif meaning == EXPECT:
             if is_word(value, end - value, b"100-continue", 12):
                 self._seen |= EXPECTS_CONTINUE
@@ -1003,9 +1007,10 @@ cdef class RequestParser:
                 return False
             value += 1
 
-    cdef void _read_options(self, const unsigned char* value,
+    cdef void _read_options(self, int meaning, const unsigned char* value,
                             const unsigned char* end) noexcept:
-        """RFC 9110 section 7.6.1: note the connection options that concern us."""
+        """Note the members of Connection (RFC 9110 section 7.6.1) or TE (section 10.1.4)
+        that concern us."""
         cdef const unsigned char* start
         cdef const unsigned char* stop
         while value < end:
@@ -1015,7 +1020,10 @@ cdef class RequestParser:
             stop = value
             while stop > start and is_blank((stop - 1)[0]):
                 stop -= 1
-            if is_word(start, stop - start, b"keep-alive", 10):
+            if meaning == TE:
+                if is_word(start, stop - start, b"trailers", 8):
+                    self._seen |= ACCEPTS_TRAILERS
+            elif is_word(start, stop - start, b"keep-alive", 10):
                 self._seen |= SAW_KEEP_ALIVE
             elif is_word(start, stop - start, b"close", 5):
                 self._seen |= SAW_CLOSE
@@ -1054,6 +1062,7 @@ cdef class RequestParser:
             self._fail(417, "unknown expectation")
             return 0
         self.expect_continue = newer and seen & EXPECTS_CONTINUE != 0
+        self.accepts_trailers = newer and seen & ACCEPTS_TRAILERS != 0
         # RFC 9112 section 9.3
         self.keep_alive = not seen & SAW_CLOSE and (newer or seen & SAW_KEEP_ALIVE != 0)
         if self.upgrade is not None and not (newer and seen & SAW_UPGRADE):

@@ -79,6 +79,7 @@ def head(**facts: Any) -> tuple[str, dict[str, Any]]:
         "chunked": False,
         "content_length": -1,
         "upgrade": None,
+        "accepts_trailers": False,
     }
     assert facts.keys() <= plain.keys()
     return ("head", plain | facts)
@@ -300,7 +301,7 @@ VALID = [
         "name-near-known", b"Hosu: a", b"Ho: b", b"Hoost: c", b"Content-Lengt: 1", b"Acccpt: d"
     ),
     with_fields("names-repeated", b"Cookie: a", b"X: 1", b"Cookie: b", b"cookie: c"),
-    with_fields("pseudo-like", b"Te: trailers", b"Trailer: x", b"Keep-Alive: timeout=5"),
+    with_fields("pseudo-like", b"Te: gzip", b"Trailer: x", b"Keep-Alive: timeout=5"),
     # Host, RFC 9112 section 3.2
     *(
         plain(f"host-{host.decode()}", get(host=host), headers=[(b"host", host)])
@@ -362,6 +363,15 @@ VALID = [
         minor_version=0,
     ),
     # Expect, RFC 9110 section 10.1.1
+    # TE, RFC 9110 section 10.1.4
+    with_fields("te", b"TE: trailers", accepts_trailers=True),
+    with_fields("te-case", b"te: Trailers", accepts_trailers=True),
+    with_fields("te-list", b"TE: gzip;q=0.5, ,\ttrailers ", accepts_trailers=True),
+    with_fields("te-twice", b"TE: gzip", b"TE: trailers", accepts_trailers=True),
+    with_fields("te-other", b"TE: gzip, trailer, xtrailers, trailers;q=1, close"),
+    with_fields("te-empty", b"TE:"),
+    with_fields("te-is-no-option", b"Connection: trailers, TE"),
+    with_fields("te-1.0", b"TE: trailers", version=b"1.0", minor_version=0, keep_alive=False),
     with_fields("expect", b"Expect: 100-Continue", expect_continue=True),
     with_fields(
         "expect-twice", b"Expect: 100-continue", b"expect: 100-CONTINUE", expect_continue=True

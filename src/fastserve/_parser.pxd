@@ -33,6 +33,7 @@ cdef class RequestParser:
         readonly bint expect_continue
         readonly bint chunked
         readonly int64_t content_length  # -1: no Content-Length field
+        readonly bint accepts_trailers  # TE: trailers
         readonly bytes upgrade          # value of Upgrade when Connection names it, else None
 
         # the current piece of the body
@@ -73,7 +74,8 @@ cdef class RequestParser:
     cdef int _field_meaning(self, int meaning, const unsigned char* value,
                             const unsigned char* end, bytes whole) except -1
     cdef bint _read_codings(self, const unsigned char* value, const unsigned char* end) noexcept
-    cdef void _read_options(self, const unsigned char* value, const unsigned char* end) noexcept
+    cdef void _read_options(self, int meaning, const unsigned char* value,
+                            const unsigned char* end) noexcept
     cdef int _finish_head(self) except -1
     cdef Py_ssize_t _chunk_line(self, const unsigned char* line, const unsigned char* end) noexcept
     cdef dict _facts(self)

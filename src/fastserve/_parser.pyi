@@ -49,7 +49,7 @@ class RequestParser:
         The events, of as many requests as there are:
 
         * `("head", facts)`: a head is complete. `facts` is a dict with the attributes
-          below, from `method` to `upgrade`, by name.
+          below, from `method` to `accepts_trailers`, by name.
         * `("data", piece)`: bytes of the body, chunked coding removed. How a body is
           cut depends on how it is fed.
         * `("end",)`: the request is complete; also without a body.
@@ -120,6 +120,10 @@ class RequestParser:
 
         Several lines are joined with ", " (RFC 9110 sections 5.3 and 7.8).
         """
+
+    @property
+    def accepts_trailers(self) -> bool:
+        """Whether TE has "trailers" (RFC 9110 section 10.1.4); never in HTTP/1.0."""
 
     @property
     def error_status(self) -> int:
