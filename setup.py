@@ -11,8 +11,8 @@ from glob import glob
 from setuptools import Extension, setup
 
 MODULES = (
-    "_buffer", "_transport", "_parser", "_headers", "_conversation", "_address", "_forwarded",
-    "_proxy", "_http1", "_deflate", "_websocket", "_tls", "_reactor",
+    "_file", "_buffer", "_transport", "_parser", "_headers", "_conversation", "_address",
+    "_forwarded", "_proxy", "_http1", "_deflate", "_websocket", "_tls", "_reactor",
 )  # fmt: skip
 LIBRARIES = {"_deflate": ["z"]}
 

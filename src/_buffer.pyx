@@ -2,7 +2,8 @@
 
 A `SendBuffer` collects what is to be sent, in order. Small writes are copied into
 one contiguous block, so that a response head and its body leave in one `send`;
-big `bytes` objects are referenced where they are and leave by an I/O vector.
+big `bytes` objects are referenced where they are and leave by an I/O vector; of files
+there is a descriptor, and what is in them stays there until the transport takes it.
 """
 
 cimport cython
@@ -11,14 +12,20 @@ from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.string cimport memcpy, memmove
 
+from fastserve._file cimport File
+
+
+cdef extern from "Python.h":
+    const Py_ssize_t PY_SSIZE_T_MAX
+
 
 @cython.final
 cdef class SendBuffer:
     """An ordered queue of bytes to send.
 
-    Resource handling: holds a reference to each big `bytes` object until its last
-    byte is consumed, and one block that grows geometrically and is given back when
-    it is empty and large.
+    Resource handling: holds a reference to each big `bytes` object and each `File` until
+    its last byte is consumed, and one block that grows geometrically and is given back
+    when it is empty and large.
     """
 
     def __cinit__(self):
@@ -41,6 +48,14 @@ cdef class SendBuffer:
         """Append `data`."""
         self.append_bytes(data)
 
+    def write_file(self, str path not None, Py_ssize_t start, Py_ssize_t length):
+        """Append `length` bytes of the file of this name, from `start` on."""
+        self.append_file(File.open(path), start, length)
+
+    def load_file(self, Py_ssize_t most):
+        """See `load`."""
+        return self.load(most)
+
     def peek(self):
         """All unsent bytes, as one `bytes` object (for tests)."""
         cdef int index
@@ -48,7 +63,9 @@ cdef class SendBuffer:
         cdef list parts = []
         for index in range(self.first, self.count):
             piece = &self.pieces[index]
-            if piece.owner == NULL:
+            if piece.in_file:
+                parts.append((<File>piece.owner).read(piece.start, piece.length))
+            elif piece.owner == NULL:
                 parts.append((self.block + piece.start)[:piece.length])
             else:
                 parts.append(
@@ -84,6 +101,7 @@ cdef class SendBuffer:
         ):
             last = self._add_piece()
             last.owner = NULL
+            last.in_file = False
             last.start = self.block_used
             last.length = 0
         last.length += length
@@ -104,14 +122,76 @@ cdef class SendBuffer:
         piece = self._add_piece()
         Py_INCREF(data)
         piece.owner = <void*>data
+        piece.in_file = False
         piece.start = 0
         piece.length = length
         self.pending += length
         return 0
 
+    cdef int append_file(self, File file, Py_ssize_t start, Py_ssize_t length) except -1:
+        """Append `length` bytes of `file`, from `start` on, which it has or once had.
+
+        Raises ValueError where so much cannot be counted."""
+        cdef Piece* piece
+        if start < 0 or length < 0 or start > PY_SSIZE_T_MAX - length:
+            raise ValueError(f"no file has {length} bytes from {start} on")
+        # What is in memory never comes to the other half.
+        if length > PY_SSIZE_T_MAX // 2 - self.pending:
+            raise ValueError("more is unsent than can be counted")
+        if length == 0:
+            return 0
+        piece = self._add_piece()
+        Py_INCREF(file)
+        piece.owner = <void*>file
+        piece.in_file = True
+        piece.start = start
+        piece.length = length
+        self.pending += length
+        return 0
+
+    cdef File leading_file(self, Py_ssize_t* start, Py_ssize_t* length):
+        """The file whose bytes are the next to be sent, and which those are; None if the
+        next ones are in memory, or there are none."""
+        cdef Piece* piece = &self.pieces[self.first]
+        if self.first == self.count or not piece.in_file:
+            return None
+        start[0] = piece.start
+        length[0] = piece.length
+        return <File>piece.owner
+
+    cdef int load(self, Py_ssize_t most) except -1:
+        """Read the next bytes to be sent, `most` of them or fewer, into memory, if they are
+        in a file: for a transport that cannot send from files. 1 if `gather` has them now,
+        0 if there was nothing to do.
+
+        Raises OSError; also if the file has become shorter than what was appended."""
+        cdef Py_ssize_t start = 0, length = 0
+        cdef File file = self.leading_file(&start, &length)
+        cdef Piece* piece
+        cdef bytes data
+        if file is None or most <= 0:
+            return 0
+        data = file.read(start, min(length, most))
+        if length <= most:
+            piece = &self.pieces[self.first]
+            Py_DECREF(file)
+        else:
+            self._add_piece()
+            piece = &self.pieces[self.first]
+            memmove(piece + 1, piece, (self.count - self.first - 1) * sizeof(Piece))
+            (piece + 1).start += most
+            (piece + 1).length -= most
+        Py_INCREF(data)
+        piece.owner = <void*>data
+        piece.in_file = False
+        piece.start = 0
+        piece.length = PyBytes_GET_SIZE(data)
+        return 1
+
     cdef int gather(self, iovec* vector, int most) noexcept:
-        """Fill at most `most` entries of `vector` with unsent bytes, in order; how many.
-        The pointers hold until the next call of any other method."""
+        """Fill at most `most` entries of `vector` with unsent bytes, in order, up to the
+        first that are in a file; how many. The pointers hold until the next call of any
+        other method."""
         cdef int index, filled = 0
         cdef Piece* piece
         cdef char* base
@@ -119,6 +199,8 @@ cdef class SendBuffer:
             if filled == most:
                 break
             piece = &self.pieces[index]
+            if piece.in_file:
+                break
             base = self.block if piece.owner == NULL else PyBytes_AS_STRING(<bytes>piece.owner)
             vector[filled].iov_base = base + piece.start
             vector[filled].iov_len = <size_t>piece.length

@@ -18,6 +18,7 @@ from libc.errno cimport (
 from libc.string cimport memset
 
 from fastserve._buffer cimport SendBuffer, iovec
+from fastserve._file cimport File
 
 
 cdef extern from *:
@@ -26,6 +27,7 @@ cdef extern from *:
     #include <errno.h>
     #include <fcntl.h>
     #include <netinet/in.h>
+    #include <signal.h>
     #include <string.h>
     #include <sys/socket.h>
     #include <sys/uio.h>
@@ -34,6 +36,7 @@ cdef extern from *:
 
     #ifdef __linux__
     #include <sys/epoll.h>
+    #include <sys/sendfile.h>
     #include <sys/timerfd.h>
     #define FS_HAS_EPOLL 1
 
@@ -66,6 +69,9 @@ cdef extern from *:
     static int epoll_wait(int e, struct epoll_event* v, int n, int t) { errno = ENOSYS; return -1; }
     #endif
 
+    #ifndef MSG_MORE
+    #define MSG_MORE 0          /* what follows at once may leave in the same segment */
+    #endif
     #ifndef MSG_NOSIGNAL
     #define MSG_NOSIGNAL 0      /* SO_NOSIGPIPE is set instead */
     #endif
@@ -115,12 +121,37 @@ cdef extern from *:
         return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
     }
 
-    static ssize_t fs_send_vector(int fd, struct iovec* vector, int count) {
+    /* -1 and errno; anything but EAGAIN and EINTR may just mean that it cannot be done. */
+    static Py_ssize_t fs_send_file(int fd, int file, int64_t start, size_t length) {
+    #ifdef __linux__
+        /* There is no MSG_NOSIGNAL here, and an application may have let SIGPIPE kill. */
+        struct timespec at_once = { 0, 0 };
+        off_t from = (off_t)start;
+        sigset_t broken, before;
+        ssize_t sent;
+        int error;
+        sigemptyset(&broken);
+        sigaddset(&broken, SIGPIPE);
+        pthread_sigmask(SIG_BLOCK, &broken, &before);
+        sent = sendfile(fd, file, &from, length);
+        error = errno;
+        if (sent < 0 && error == EPIPE)
+            sigtimedwait(&broken, NULL, &at_once);
+        pthread_sigmask(SIG_SETMASK, &before, NULL);
+        errno = error;
+        return sent;
+    #else
+        errno = ENOSYS;         /* other systems' has another signature and other rules */
+        return -1;
+    #endif
+    }
+
+    static ssize_t fs_send_vector(int fd, struct iovec* vector, int count, int flags) {
         struct msghdr message;
         memset(&message, 0, sizeof message);
         message.msg_iov = vector;
         message.msg_iovlen = count;
-        return sendmsg(fd, &message, MSG_NOSIGNAL);
+        return sendmsg(fd, &message, flags);
     }
 
     /* The next close sends a reset. */
@@ -132,7 +163,7 @@ cdef extern from *:
     enum: FS_HAS_EPOLL
     enum: EPOLLIN, EPOLLOUT, EPOLLERR, EPOLLHUP
     enum: EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLL_CTL_DEL, EPOLL_CLOEXEC
-    enum: MSG_NOSIGNAL, SHUT_WR
+    enum: MSG_MORE, MSG_NOSIGNAL, SHUT_WR
     ctypedef union epoll_data_t:
         uint64_t u64
     cdef struct epoll_event:
@@ -150,7 +181,8 @@ cdef extern from *:
     int fs_accept(int, sockaddr*, socklen_t*) noexcept
     int fs_host_and_port(const sockaddr_storage*, char*, size_t) noexcept
     int64_t fs_monotonic_ms() noexcept
-    Py_ssize_t fs_send_vector(int, iovec*, int) noexcept
+    Py_ssize_t fs_send_file(int, int, int64_t, size_t) noexcept
+    Py_ssize_t fs_send_vector(int, iovec*, int, int) noexcept
     void fs_reset_on_close(int) noexcept
     int getsockname(int, sockaddr*, socklen_t*) noexcept
     Py_ssize_t recv(int, void*, size_t, int) noexcept
@@ -826,15 +858,27 @@ cdef class SocketTransport(Transport):
         cdef iovec[GATHER_MAX] vector
         cdef SendBuffer out = self.out
         cdef Protocol protocol
-        cdef Py_ssize_t sent
-        cdef int pieces
+        cdef Py_ssize_t sent, from_files = 0
+        cdef int pieces, flags
         cdef bint progress = False
         while out.pending:
             pieces = out.gather(vector, GATHER_MAX)
+            # Up to a file, whose beginning may then leave in the same segment.
+            flags = MSG_NOSIGNAL | (MSG_MORE if out.first + pieces < out.count else 0)
             if pieces == 1:
-                sent = send(self.fd, vector[0].iov_base, vector[0].iov_len, MSG_NOSIGNAL)
+                sent = send(self.fd, vector[0].iov_base, vector[0].iov_len, flags)
+            elif pieces:
+                sent = fs_send_vector(self.fd, vector, pieces, flags)
+            elif from_files >= FILE_BURST:
+                break           # and go on when the others have had their turn
             else:
-                sent = fs_send_vector(self.fd, vector, pieces)
+                sent = self._send_file(out, FILE_BURST - from_files)
+                if self.fd < 0:
+                    return 0
+                if sent == 0:
+                    from_files += LOAD_SIZE
+                    continue
+                from_files += max(0, sent)
             if sent < 0:
                 if errno == EINTR:
                     continue
@@ -865,6 +909,25 @@ cdef class SocketTransport(Transport):
             if protocol is not None:
                 protocol.resume_writing()
                 return self.flush()
+        return 0
+
+    cdef Py_ssize_t _send_file(self, SendBuffer out, Py_ssize_t most) except -2:
+        """From the file that is the next in `out`: how many bytes were sent; 0 if they are in
+        memory now; -1 and errno. What is wrong with a file ends the connection, by a reset,
+        so that nobody can take what was sent for all of it."""
+        cdef Py_ssize_t start = 0, length = 0, sent
+        cdef File file = out.leading_file(&start, &length)
+        if not file.sendfile_fails:
+            sent = fs_send_file(self.fd, file.fd, start, min(length, most))
+            if sent > 0 or sent < 0 and (errno == EAGAIN or errno == EINTR):
+                return sent
+            # Whatever it was, of the file or of the socket: it comes again below, and clear.
+            file.sendfile_fails = True
+        try:
+            out.load(LOAD_SIZE)
+        except OSError as error:
+            self.reactor.report(error)
+            self.abort()
         return 0
 
     cdef int _update_interest(self) except -1:

@@ -11,6 +11,8 @@ cdef class Transport:
     """Moves bytes for one protocol. The methods are for compiled code alone.
 
     * `output()` is where the protocol appends; `flush()` hands over what was appended.
+      It may hold pieces of files: a transport that cannot send from them has them read,
+      a little at a time (`SendBuffer.load`); where that fails, it resets the connection.
       Around `data_received`, `proceed` and `resume_writing` the transport flushes by
       itself. While `choked`, more has been flushed than the peer takes; when it has
       taken most of it, `resume_writing` is called.

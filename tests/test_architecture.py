@@ -20,8 +20,10 @@ PACKAGE = SOURCES / "fastserve"
 
 # Arrows between modules of ours, however the import is written.
 ARROWS = {
+    # Descriptors of regular files, and what is to be sent of them.
+    "_file": set(),
+    "_buffer": {"_file"},
     # Pure: bytes in, bytes or facts out.
-    "_buffer": set(),
     "_parser": set(),
     "_headers": {"_buffer"},
     # What a protocol and a socket promise each other; neither knows the other.
@@ -35,7 +37,7 @@ ARROWS = {
     "_deflate": set(),
     "_websocket": {"_buffer", "_conversation", "_deflate", "_headers", "_http1", "_transport"},
     "_tls": {"_buffer", "_transport"},
-    "_reactor": {"_buffer", "_transport"},
+    "_reactor": {"_buffer", "_file", "_transport"},
     # One loop each.
     "threads": set(),
     "worker": {"_conversation", "_reactor", "threads"},
@@ -99,6 +101,7 @@ COMPILED = {name for name in ARROWS if name.startswith("_") and not name.startsw
 # has of the operating system only the clock.
 DECLARATIONS = {"cython", "cpython", "libc"}
 COMPILED_MAY_HAVE = {
+    "_file": DECLARATIONS,
     "_buffer": DECLARATIONS,
     "_parser": DECLARATIONS,
     "_headers": DECLARATIONS | {"http"},
@@ -115,7 +118,8 @@ COMPILED_MAY_HAVE = {
 }
 # C headers; the reactor alone knows sockets. <sys/uio.h> is for a struct of two members.
 C_HEADERS = {
-    "_buffer": {"sys/uio.h"},
+    "_file": {"Python.h", "errno.h", "fcntl.h", "sys/stat.h", "unistd.h"},
+    "_buffer": {"Python.h", "sys/uio.h"},
     "_parser": {"Python.h"},
     "_headers": {"time.h"},
     "_transport": set(),
@@ -128,8 +132,9 @@ C_HEADERS = {
     "_tls": set(),
     "_websocket": {"Python.h"},
     "_reactor": {
-        "arpa/inet.h", "errno.h", "fcntl.h", "netinet/in.h", "string.h", "sys/epoll.h",
-        "sys/socket.h", "sys/timerfd.h", "sys/uio.h", "time.h", "unistd.h",
+        "arpa/inet.h", "errno.h", "fcntl.h", "netinet/in.h", "signal.h", "string.h",
+        "sys/epoll.h", "sys/sendfile.h", "sys/socket.h", "sys/timerfd.h", "sys/uio.h", "time.h",
+        "unistd.h",
     },
 }  # fmt: skip
 
@@ -424,7 +429,16 @@ class TestLoops:
 
     @pytest.mark.parametrize(
         "module",
-        ["_address", "_buffer", "_forwarded", "_parser", "_proxy", "_reactor", "_transport"],
+        [
+            "_address",
+            "_buffer",
+            "_file",
+            "_forwarded",
+            "_parser",
+            "_proxy",
+            "_reactor",
+            "_transport",
+        ],
     )
     def test_below_http_nobody_knows_an_asgi_message(self, module: str) -> None:
         strings = cython_source(pyx(module)).strings

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import gc
+import os
 import random
 import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,6 +35,17 @@ def content(length: int) -> bytes:
     return numbers.randbytes(length)
 
 
+FILE = Path(tempfile.gettempdir(), f"test_buffer.{os.getpid()}")
+IN_FILE = numbers.randbytes(3 * KEPT)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def file() -> Iterator[None]:
+    FILE.write_bytes(IN_FILE)
+    yield
+    FILE.unlink()
+
+
 class Model:
     """A SendBuffer and what must be in it."""
 
@@ -41,6 +56,16 @@ class Model:
     def write(self, data: bytes) -> None:
         self.buffer.write(data)
         self.expected += data
+
+    def write_file(self, start: int, length: int) -> None:
+        self.buffer.write_file(str(FILE), start, length)
+        self.expected += IN_FILE[start : start + length]
+
+    def load(self, most: int) -> bool:
+        """Its bytes are the same whether they are in a file or were read from it."""
+        loaded = self.buffer.load_file(most)
+        self.check()
+        return bool(loaded)
 
     def drop(self, length: int) -> None:
         self.buffer.drop(length)
@@ -214,6 +239,89 @@ class TestReferences:
             buffer.drop(REFERENCED)
 
 
+class TestFiles:
+    @pytest.mark.parametrize("start", [0, 1, 1000])
+    @pytest.mark.parametrize("length", [0, 1, REFERENCED, 2 * KEPT])
+    def test_between_others(self, start: int, length: int) -> None:
+        model = Model()
+        model.write(b"before")
+        model.write_file(start, length)
+        model.write(b"after")
+        model.write(content(REFERENCED))
+        model.check()
+        model.drop(3)
+        for part in (3, length // 2, length - length // 2, 2):
+            model.drop(part)
+            model.check()
+
+    @pytest.mark.parametrize("most", [1, 1000, REFERENCED, REFERENCED + 1, KEPT])
+    def test_loaded_piece_by_piece(self, most: int) -> None:
+        """As a transport does that cannot send from files."""
+        model = Model()
+        model.write(b"<")
+        model.write_file(7, REFERENCED)
+        model.write(b"|")
+        model.write_file(9, 2)
+        assert not model.load(most)  # what is in memory is first
+        model.drop(1)
+        while model.expected:
+            model.load(most)
+            model.drop(1 if most == 1 else min(len(model.expected), 1 + most // 2))
+        model.check()
+
+    def test_many(self) -> None:
+        """More pieces than fit into the object, each cut in two when it is read."""
+        model = Model()
+        for number in range(5 * PIECES):
+            model.write_file(number, 100)
+        for _ in range(5 * PIECES):
+            assert model.load(60)
+            assert not model.load(60)
+            model.drop(60)
+            assert model.load(60)
+            model.drop(40)
+        assert not model.load(1)
+
+    @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc")
+    def test_descriptors_are_closed(self) -> None:
+        before = len(os.listdir("/proc/self/fd"))
+        buffer = SendBuffer()
+        for _ in range(3 * PIECES):
+            buffer.write_file(str(FILE), 0, 10)
+        assert len(os.listdir("/proc/self/fd")) == before + 3 * PIECES
+        buffer.drop(10 * PIECES + 9)
+        assert len(os.listdir("/proc/self/fd")) == before + 2 * PIECES
+        buffer.drop(1)
+        assert buffer.load_file(10)
+        assert len(os.listdir("/proc/self/fd")) == before + 2 * PIECES - 2
+        del buffer
+        assert len(os.listdir("/proc/self/fd")) == before
+
+    def test_a_file_that_has_become_shorter(self, tmp_path: Path) -> None:
+        path = tmp_path / "file"
+        path.write_bytes(b"x" * 1000)
+        buffer = SendBuffer()
+        buffer.write_file(str(path), 0, 1000)
+        os.truncate(path, 500)
+        for most in (501, 1000, 10**6):
+            with pytest.raises(OSError, match="shorter"):
+                buffer.load_file(most)
+            assert buffer.pending == 1000
+        assert buffer.load_file(500)
+        buffer.drop(500)
+        with pytest.raises(OSError, match="shorter"):
+            buffer.load_file(1)
+
+    @pytest.mark.parametrize(
+        "start, length", [(-1, 1), (1, -1), (1, sys.maxsize), (sys.maxsize, 1), (0, sys.maxsize)]
+    )
+    def test_more_than_can_be_counted(self, start: int, length: int) -> None:
+        buffer = SendBuffer()
+        with pytest.raises(ValueError):
+            buffer.write_file(str(FILE), start, length)
+        assert buffer.peek() == b""
+
+
 class TestErrors:
     @pytest.mark.parametrize("held", [0, 1, 5, INLINE + 1, 2 * REFERENCED])
     def test_drop_of_what_is_not_there(self, held: int) -> None:
@@ -252,6 +360,14 @@ class Sequences(RuleBasedStateMachine):
     @rule(index=st.integers(0, 100))
     def write_shared(self, index: int) -> None:
         self.model.write(self.big[index % len(self.big)])
+
+    @rule(start=st.integers(0, 1000), length=st.integers(0, 2 * REFERENCED))
+    def write_file(self, start: int, length: int) -> None:
+        self.model.write_file(start, length)
+
+    @rule(most=st.integers(0, 2 * REFERENCED))
+    def load(self, most: int) -> None:
+        self.model.load(most)
 
     @rule(count=st.integers(1, 12), length=st.integers(1, 300))
     def write_many(self, count: int, length: int) -> None:

@@ -1,4 +1,5 @@
 # Declarations of fastserve._buffer. No ABI is promised between releases.
+from fastserve._file cimport File
 
 cdef extern from "sys/uio.h" nogil:
     cdef struct iovec:
@@ -10,10 +11,11 @@ cdef enum:
     INLINE_SIZE = 4 * 1024      # room in the object itself: a head and a small body never allocate
     BLOCK_KEEP = 64 * 1024      # a block that grew beyond this is freed once it is empty
 
-# One run of bytes waiting to be sent: in the block (`owner` is NULL, `start` is an
-# offset into it) or in a bytes object (`owner`, a reference of ours; `start` as well).
+# One run of bytes waiting to be sent, from `start` on: in the block (`owner` is NULL), or
+# in a bytes object or a File (`owner`, a reference of ours).
 cdef struct Piece:
     void* owner
+    bint in_file
     Py_ssize_t start
     Py_ssize_t length
 
@@ -35,7 +37,10 @@ cdef class SendBuffer:
     cdef int commit(self, Py_ssize_t length) except -1
     cdef int append(self, const char* data, Py_ssize_t length) except -1
     cdef int append_bytes(self, bytes data) except -1
+    cdef int append_file(self, File file, Py_ssize_t start, Py_ssize_t length) except -1
     cdef int gather(self, iovec* vector, int most) noexcept
+    cdef File leading_file(self, Py_ssize_t* start, Py_ssize_t* length)
+    cdef int load(self, Py_ssize_t most) except -1
     cdef void consume(self, Py_ssize_t length) noexcept
     cdef void clear(self) noexcept
     cdef int _make_room(self, Py_ssize_t length) except -1

@@ -15,6 +15,8 @@ cdef enum:
     LINGER_BYTES = 16 * 1024 * 1024
     SPARE_BUFFERS = 256         # SendBuffers kept for the next response
     GATHER_MAX = 64             # pieces in one sendmsg
+    FILE_BURST = 1024 * 1024    # sent from files before other connections get their turn
+    LOAD_SIZE = 64 * 1024       # read at once of a file that cannot be sent from
 
 cdef enum:                      # interest, and what happened
     READABLE = 1
@@ -122,6 +124,7 @@ cdef class SocketTransport(Transport):
     cdef int _receive(self) except -1
     cdef int _throw_away(self) except -1
     cdef int _send(self) except -1
+    cdef Py_ssize_t _send_file(self, SendBuffer out, Py_ssize_t most) except -2
     cdef int _update_interest(self) except -1
     cdef int _finish_close(self) except -1
     cdef int _close_socket(self) except -1

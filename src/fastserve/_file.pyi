@@ -1,0 +1,3 @@
+class File:
+    fd: int
+    size: int
