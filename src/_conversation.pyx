@@ -322,7 +322,6 @@ cdef class ApplicationCall:
                 if context is not None:
                     PyContext_Enter(context)
                 self.inner = conversation.host.application(scope, conversation.receive, conversation.send)
-                scope = None            # whether anybody has kept it shows when it has ended
                 if not PyCoro_CheckExact(self.inner):
                     self.inner = _iterator(self.inner)
             if PyIter_Send(<PyObject*>self.inner, <PyObject*>value, result) == PYGEN_NEXT:

@@ -116,6 +116,7 @@ cdef enum:
     FIRST_STATUS = 200
     LAST_STATUS = 999
 cdef bytes _switching_protocols = _status_line(101)
+cdef bytes _early_hints = _status_line(103)
 cdef tuple _status_lines = tuple([_status_line(n) for n in range(FIRST_STATUS, LAST_STATUS + 1)])
 
 cdef const char* _hex_digits = "0123456789abcdef"
@@ -205,15 +206,65 @@ cdef class ResponseHead:
         self._message = "websocket.accept"
         return self._begin(_switching_protocols, headers)
 
-    cdef int _begin(self, bytes line, object headers) except -1:
-        self._used = PyBytes_GET_SIZE(line)
-        memcpy(self._block, PyBytes_AS_STRING(line), self._used)
+    cdef int early_hint(self, object links) except -1:
+        """The whole head of a 103 (RFC 8297) with these Link fields; how many they are."""
+        cdef object link
+        cdef Py_ssize_t length
+        cdef int count = 0
+        self.status = 103
+        self._message = "http.response.early_hint"
+        self._used = PyBytes_GET_SIZE(_early_hints)
+        memcpy(self._block, PyBytes_AS_STRING(_early_hints), self._used)
+        if isinstance(links, (str, bytes, dict)) or not hasattr(links, "__iter__"):
+            raise TypeError(f"{self._message}: links must be bytes objects, not {_kind(links)}")
+        for link in links:
+            if not isinstance(link, bytes):
+                raise TypeError(f"{self._message}: links must be bytes, not {_kind(link)}")
+            length = PyBytes_GET_SIZE(link)
+            if self._size - self._used < length + 10:
+                self._make_room(length + 10)
+            memcpy(self._block + self._used, <const char*>b"link: ", 6)
+            if not fs_copy_value(self._block + self._used + 6, PyBytes_AS_STRING(link), length):
+                raise ValueError(
+                    f"{self._message}: one of links has a control character"
+                    f" (RFC 9110 section 5.5): {link!r:.100}"
+                )
+            memcpy(self._block + self._used + 6 + length, <const char*>b"\r\n", 2)
+            self._used += length + 8
+            count += 1
+        memcpy(self._block + self._used, <const char*>b"\r\n", 2)   # there is always room
+        self._used += 2
+        return count
+
+    cdef int trailers(self, object headers) except -1:
+        """Field lines for behind the last chunk (RFC 9112 section 7.1.2), nothing else."""
+        cdef object pair
+        self._message = "http.response.trailers"
+        headers = self._listed(headers)
+        for pair in headers:
+            if (
+                isinstance(pair, (tuple, list)) and pair and isinstance(pair[0], bytes)
+                and pair[0].lower() in _not_in_trailers
+            ):
+                raise ValueError(
+                    f"{self._message}: headers may not have {pair[0]!r:.100} in a trailer"
+                    " section (RFC 9110 section 6.5.1)"
+                )
+        return self._append_fields(headers)
+
+    cdef object _listed(self, object headers):
         if not isinstance(headers, (list, tuple)):
             if isinstance(headers, (str, bytes, dict)) or not hasattr(headers, "__iter__"):
                 raise TypeError(
                     f"{self._message}: headers must be pairs, not {_kind(headers)}"
                 )
-            headers = list(headers)
+            return list(headers)
+        return headers
+
+    cdef int _begin(self, bytes line, object headers) except -1:
+        self._used = PyBytes_GET_SIZE(line)
+        memcpy(self._block, PyBytes_AS_STRING(line), self._used)
+        headers = self._listed(headers)
         self._append_fields(headers)
         if self._nominated is not None:
             # Once more, without the fields that Connection names.
@@ -332,6 +383,18 @@ cdef class ResponseHead:
         self._size = size
         return 0
 
+
+# What frames, routes or modifies a message, or says how its content is to be read, comes
+# too late behind the content (RFC 9110 section 6.5.1; the list is that of RFC 7230 section
+# 4.1.2, and what was no field then or says something about one connection alone).
+cdef frozenset _not_in_trailers = frozenset(b"""
+    transfer-encoding content-length host trailer te connection keep-alive proxy-connection
+    upgrade content-encoding content-type content-range
+    cache-control expect max-forwards pragma range
+    if-match if-none-match if-modified-since if-unmodified-since if-range
+    authorization www-authenticate proxy-authenticate proxy-authorization cookie set-cookie
+    age expires date location retry-after vary warning
+""".split())
 
 # A message cannot do without these, whatever Connection names (RFC 9110 section 7.6.1).
 cdef frozenset _end_to_end = frozenset((b"content-length", b"content-type", b"date"))

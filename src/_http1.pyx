@@ -13,11 +13,14 @@ from cpython.bytearray cimport (
 from cpython.bytes cimport PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.dict cimport PyDict_Copy
 from cpython.object cimport PyObject
+from libc.stdint cimport INT64_MAX
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from fastserve._conversation import ClientDisconnected
 
+from fastserve._buffer cimport GATHER_MIN
 from fastserve._conversation cimport WAIT_WRITABLE, get, is_disconnect
+from fastserve._file cimport File
 from fastserve._forwarded cimport line_of_host
 from fastserve._headers cimport append_chunk_size, append_content_length
 from fastserve._parser cimport DATA, END, HEAD, INVALID
@@ -35,12 +38,13 @@ cdef extern from *:
     bint REFERENCES_ARE_SHARED "FS_REFERENCES_ARE_SHARED"
 
 cdef extern from "Python.h":
+    const Py_ssize_t PY_SSIZE_T_MAX
     Py_ssize_t Py_REFCNT(PyObject*) noexcept
-    void Py_DECREF(PyObject*) noexcept
-    void Py_INCREF(PyObject*) noexcept
     bint PyDict_CheckExact(PyObject*) noexcept
     Py_ssize_t PyDict_GET_SIZE(PyObject*) noexcept
     bint PyDict_Next(PyObject*, Py_ssize_t*, PyObject**, PyObject**) noexcept
+    PyObject* PyTuple_GET_ITEM(PyObject*, Py_ssize_t) noexcept
+    int PyObject_AsFileDescriptor(object) except -1
 
 
 cdef str TYPE = "type"
@@ -50,10 +54,16 @@ cdef str HTTP_REQUEST = "http.request"
 cdef str HTTP_DISCONNECT = "http.disconnect"
 cdef str RESPONSE_START = "http.response.start"
 cdef str RESPONSE_BODY = "http.response.body"
+cdef str EARLY_HINT = "http.response.early_hint"
+cdef str TRAILERS = "http.response.trailers"
+cdef str PATHSEND = "http.response.pathsend"
+cdef str ZEROCOPYSEND = "http.response.zerocopysend"
 cdef str SHUTDOWN = "fastserve.shutdown"
+cdef tuple EXTENSIONS = (EARLY_HINT, TRAILERS, PATHSEND, ZEROCOPYSEND, SHUTDOWN)
 cdef str WAIT = "wait"
 cdef str IS_SET = "is_set"
 cdef str SHUTTING_DOWN = "The server is shutting down."
+cdef tuple NO_HEADERS = ()
 cdef tuple VERSIONS = ("1.0", "1.1")
 
 
@@ -203,58 +213,13 @@ cdef class Http1Factory(ProtocolFactory):
         if state is not None:
             self.scope["state"] = None
 
-    def __dealloc__(self):
-        while self.spares:
-            self.spares -= 1
-            Py_DECREF(self.spare[self.spares])
-
     def drain(self, Stage stage):
         """The server's end has come to this stage, also for connections still to come."""
         self.stage = stage
 
-    cdef dict take_extensions(self):
-        """`extensions` of a scope: dicts that nobody else has."""
-        cdef dict taken
-        if self.spares == 0:
-            return {SHUTDOWN: {WAIT: self.wait_for_shutdown, IS_SET: self.is_shutting_down}}
-        self.spares -= 1
-        taken = <dict>self.spare[self.spares]
-        Py_DECREF(<PyObject*>taken)
-        return taken
-
-    cdef void give_extensions(self, PyObject* extensions) noexcept:
-        """To be taken again, if the application has neither kept nor changed anything of it:
-        to make the dicts and to free them costs more. The reference is the caller's, and is
-        taken over."""
-        if self.spares < SPARE_EXTENSIONS and self._are_as_made(extensions):
-            self.spare[self.spares] = extensions
-            self.spares += 1
-        else:
-            Py_DECREF(extensions)
-
-    cdef bint _are_as_made(self, PyObject* extensions) noexcept:
-        """Whether these are what was taken, and whoever has them has them alone."""
-        cdef PyObject* name = NULL
-        cdef PyObject* shutdown = NULL
-        cdef PyObject* value = NULL
-        cdef Py_ssize_t at = 0
-        if (
-            REFERENCES_ARE_SHARED or Py_REFCNT(extensions) != 1
-            or PyDict_GET_SIZE(extensions) != 1
-        ):
-            return False
-        PyDict_Next(extensions, &at, &name, &shutdown)
-        if (
-            name != <PyObject*>SHUTDOWN or Py_REFCNT(shutdown) != 1
-            or not PyDict_CheckExact(shutdown) or PyDict_GET_SIZE(shutdown) != 2
-        ):
-            return False
-        at = 0
-        PyDict_Next(shutdown, &at, &name, &value)
-        if name != <PyObject*>WAIT or value != <PyObject*>self.wait_for_shutdown:
-            return False
-        PyDict_Next(shutdown, &at, &name, &value)
-        return name == <PyObject*>IS_SET and value == <PyObject*>self.is_shutting_down
+    cdef dict shutdown(self):
+        """What applications have as `fastserve.shutdown`."""
+        return {WAIT: self.wait_for_shutdown, IS_SET: self.is_shutting_down}
 
     cdef int append_own_fields(self, ResponseHead head, SendBuffer out) except -1:
         """Date and Server, unless the application set its own or the option is off, and those
@@ -324,9 +289,13 @@ cdef class Http1Connection(Protocol):
         return 0
 
     cdef int resume_writing(self) except -1:
-        if self.exchange is not None:
-            self.exchange.wake_all()
-        if self.unparsed is not None:
+        cdef HttpExchange exchange = self.exchange
+        if exchange is not None:
+            if exchange.progress == LEAVING:
+                exchange._complete()
+            else:
+                exchange.wake_all()
+        if self.unparsed is not None and not self.closing:
             self.transport.call_soon()
         return 0
 
@@ -460,7 +429,6 @@ cdef class Http1Connection(Protocol):
         cdef RequestParser parser = self.parser
         cdef HttpExchange exchange = None
         cdef dict scope = PyDict_Copy(factory.scope)
-        cdef dict extensions = factory.take_extensions()
         cdef str path = parser.path
         cdef bint upgrades = False
         if parser.upgrade is not None and factory.upgrade is not None:
@@ -475,6 +443,7 @@ cdef class Http1Connection(Protocol):
         exchange.keep_alive = parser.keep_alive
         exchange.owes_continue = parser.expect_continue
         exchange.is_http10 = parser.minor_version == 0
+        exchange.accepts_trailers = parser.accepts_trailers and not upgrades
         exchange.method = parser.method
         exchange.is_head = parser.method == "HEAD"
         exchange.raw_path = parser.raw_path
@@ -491,12 +460,10 @@ cdef class Http1Connection(Protocol):
         scope["raw_path"] = parser.raw_path
         scope["query_string"] = parser.query_string
         scope["headers"] = parser.headers
-        scope["extensions"] = extensions
-        if not upgrades:
-            exchange.extensions = extensions
+        scope["extensions"] = self._offer(upgrades)
         if self.transport.tls is not None:
             scope["scheme"] = "https"
-            extensions["tls"] = PyDict_Copy(self.transport.tls)
+            scope["extensions"]["tls"] = PyDict_Copy(self.transport.tls)
         if self.origin is not None:
             self._tell_origin(exchange, scope)
         if factory.state is not None:
@@ -516,6 +483,20 @@ cdef class Http1Connection(Protocol):
         elif upgrades:
             exchange.opened(scope, parser.chunked or parser.content_length > 0)
         return 0
+
+    cdef dict _offer(self, bint upgrades):
+        """`extensions` of a scope: dicts that nobody else has. Those of the last request will
+        do if its application has neither kept nor changed any of them; to make six and to
+        free them would cost 2,000 instructions."""
+        cdef Http1Factory factory = self.factory
+        if upgrades:
+            return {SHUTDOWN: factory.shutdown()}   # the other protocol adds its own
+        if self.extensions is None or not _are_as_made(<PyObject*>self.extensions, factory):
+            self.extensions = {
+                EARLY_HINT: {}, TRAILERS: {}, PATHSEND: {}, ZEROCOPYSEND: {},
+                SHUTDOWN: factory.shutdown(),
+            }
+        return self.extensions
 
     cdef int _tell_origin(self, HttpExchange exchange, dict scope) except -1:
         """What a trusted peer says of the request goes into its scope."""
@@ -585,9 +566,9 @@ cdef class Http1Connection(Protocol):
             progress = exchange.progress
             exchange.progress = ABANDONED
             exchange.disconnect(False)
-        if progress == HEAD_WRITTEN:
+        if HEAD_WRITTEN <= progress < COMPLETE:
             exchange.log_access()
-            if exchange.framing == FRAMING_CLOSE:
+            if exchange.framing == FRAMING_CLOSE and progress != LEAVING:
                 self.closing = True
                 return transport.abort()
         elif not self.discarding:
@@ -735,6 +716,56 @@ cdef object repeatable(object fields):
     return list(fields)
 
 
+cdef bint _is_alone(PyObject* found, Py_ssize_t size) noexcept:
+    """Whether it is a dict of this size, to which there is but one reference."""
+    return (
+        not REFERENCES_ARE_SHARED and Py_REFCNT(found) == 1
+        and PyDict_CheckExact(found) and PyDict_GET_SIZE(found) == size
+    )
+
+
+cdef bint _are_as_made(PyObject* extensions, Http1Factory factory) noexcept:
+    """Whether these `extensions` of a scope are what they were, and their owner has them, and
+    each dict in them, alone."""
+    cdef PyObject* names = <PyObject*>EXTENSIONS
+    cdef PyObject* key = NULL
+    cdef PyObject* value = NULL
+    cdef Py_ssize_t at = 0
+    cdef int index
+    if not _is_alone(extensions, NAMES):
+        return False
+    for index in range(NAMES):
+        if (
+            not PyDict_Next(extensions, &at, &key, &value)
+            or key != PyTuple_GET_ITEM(names, index)
+            or not _is_alone(value, 2 if index == NAMES - 1 else 0)
+        ):
+            return False
+    extensions = value      # the last one, fastserve.shutdown
+    at = 0
+    PyDict_Next(extensions, &at, &key, &value)
+    if key != <PyObject*>WAIT or value != <PyObject*>factory.wait_for_shutdown:
+        return False
+    PyDict_Next(extensions, &at, &key, &value)
+    return key == <PyObject*>IS_SET and value == <PyObject*>factory.is_shutting_down
+
+
+cdef ResponseHead _trailers(dict message):
+    """The field lines of an http.response.trailers, checked."""
+    cdef ResponseHead lines = ResponseHead.__new__(ResponseHead)
+    lines.trailers(get(message, "headers", ()))
+    return lines
+
+
+cdef int64_t _size(str key, object given) except -1:
+    """What http.response.zerocopysend says by `key`: a number of bytes."""
+    if not isinstance(given, int):
+        raise TypeError(f"{ZEROCOPYSEND}: {key} must be an int, not {type(given).__name__}")
+    if not 0 <= given <= INT64_MAX:
+        raise ValueError(f"{ZEROCOPYSEND}: {key} is {given}, which is no number of bytes")
+    return given
+
+
 cdef str _below(str root_path, str path):
     """`path` with the prefix that a proxy in front has taken away, if it has."""
     if path == "*" or path == root_path or path.startswith(root_path + "/"):
@@ -761,14 +792,9 @@ cdef class HttpExchange(Conversation):
         return 0
 
     def finished(self, error):
-        cdef PyObject* extensions = <PyObject*>self.extensions
-        if self.extensions is not None:
-            Py_INCREF(extensions)
-            self.extensions = None
-            self.factory.give_extensions(extensions)
         if error is not None and not is_disconnect(error):
             self.host.report(error)
-        if self.progress < COMPLETE and not self.lost:
+        if self.progress < LEAVING and not self.lost:
             # Once the client has left, to stop is what an application is to do.
             if error is None and not self.disconnected:
                 self.host.report(
@@ -782,7 +808,7 @@ cdef class HttpExchange(Conversation):
         self.host.ended()
 
     def cancelled(self):
-        if self.progress < COMPLETE and not self.lost:
+        if self.progress < LEAVING and not self.lost:
             self.connection.refuse(503, SHUTTING_DOWN)
         self.leave_gate()
         self.host.ended()
@@ -794,17 +820,27 @@ cdef class HttpExchange(Conversation):
         if self.lost or self.progress == ABANDONED:
             return self.after_disconnect()
         kind = get(<dict>message, TYPE, None)
-        if self.progress >= COMPLETE:
+        if self.progress >= LEAVING:
+            if kind == TRAILERS:
+                _trailers(<dict>message)        # to nobody, but they must be right
             return self.done(0)
         if kind == RESPONSE_BODY:
             return self.send_body(<dict>message)
         if kind == RESPONSE_START:
             return self.start(<dict>message)
+        if kind == PATHSEND:
+            return self._send_path(<dict>message)
+        if kind == ZEROCOPYSEND:
+            return self._send_descriptor(<dict>message)
+        if kind == EARLY_HINT:
+            return self._send_early_hint(<dict>message)
+        if kind == TRAILERS:
+            return self._send_trailers(<dict>message)
         raise ValueError(f"send(): {kind!r:.100} is not a message of an HTTP response")
 
     cdef object start(self, dict message):
         cdef ResponseHead head
-        cdef object fields = get(message, "headers", ())
+        cdef object fields = get(message, "headers", NO_HEADERS)
         if self.progress != NOT_STARTED:
             raise RuntimeError("http.response.start was sent already")
         if self.factory.access_fields:
@@ -814,6 +850,9 @@ cdef class HttpExchange(Conversation):
         if self.factory.access_fields:
             self.response_fields = tuple(fields)
         self.head = head
+        # With headers and two more keys, these are all found; else it is worth a look.
+        if PyDict_GET_SIZE(<PyObject*>message) > 3 or fields is NO_HEADERS:
+            self.has_trailers = get(message, "trailers", False)
         self.progress = HEAD_KEPT
         return self.done(0)
 
@@ -821,10 +860,8 @@ cdef class HttpExchange(Conversation):
         cdef object given = get(message, BODY, b"")
         cdef bint more_body = get(message, MORE_BODY, False)
         cdef bytes body
-        cdef Http1Connection connection = self.connection
-        cdef Transport transport = connection.transport
-        if self.progress == NOT_STARTED:
-            raise RuntimeError("http.response.body was sent before http.response.start")
+        if self.progress != HEAD_KEPT and self.progress != HEAD_WRITTEN:
+            self._refuse_body(RESPONSE_BODY)
         if isinstance(given, bytes):
             body = <bytes>given
         elif isinstance(given, (bytearray, memoryview)):
@@ -833,31 +870,152 @@ cdef class HttpExchange(Conversation):
             raise TypeError(
                 f"http.response.body: body must be bytes, not {type(given).__name__}"
             )
+        return self._deliver("http.response.body: body", body, None, 0, PyBytes_GET_SIZE(body), more_body)
+
+    cdef object _send_path(self, dict message):
+        cdef object path = get(message, "path", None)
+        cdef File file
+        if self.progress != HEAD_KEPT:
+            self._refuse_body(PATHSEND)
+        if not isinstance(path, str):
+            raise TypeError(f"{PATHSEND}: path must be a str, not {type(path).__name__}")
+        try:
+            # It has to be absolute; frameworks hand on what they were given. What `open`
+            # takes would work without this extension, so it does with it.
+            file = File.open(<str>path)
+        except ValueError as error:
+            raise ValueError(f"{PATHSEND}: path: {error}") from error
+        return self._send_file("http.response.pathsend: the file", file, 0, file.size, False)
+
+    cdef object _send_descriptor(self, dict message):
+        cdef object given = get(message, "file", None)
+        cdef object place = get(message, "offset", None)
+        cdef object number = get(message, "count", None)
+        cdef bint more_body = get(message, MORE_BODY, False)
+        cdef File file
+        cdef int64_t start, length
+        cdef int fd
+        if self.progress != HEAD_KEPT and self.progress != HEAD_WRITTEN:
+            self._refuse_body(ZEROCOPYSEND)
+        try:
+            fd = PyObject_AsFileDescriptor(given)
+        except TypeError as error:
+            raise TypeError(
+                f"{ZEROCOPYSEND}: file must be a descriptor or have fileno(),"
+                f" not {type(given).__name__}"
+            ) from error
+        except ValueError as error:     # it is closed, or in memory alone
+            raise ValueError(f"{ZEROCOPYSEND}: file has no descriptor: {error}") from error
+        file = File.duplicate(fd)
+        start = _size("offset", file.position(given) if place is None else place)
+        if start > file.size:
+            raise ValueError(
+                f"{ZEROCOPYSEND}: offset {start} is behind the end of the file, {file.size}"
+            )
+        length = file.size - start
+        if number is not None:
+            if _size("count", number) > length:
+                raise ValueError(
+                    f"{ZEROCOPYSEND}: count is {number}, the file has {length} bytes from {start} on"
+                )
+            length = number
+        sent = self._send_file("http.response.zerocopysend: count", file, start, length, more_body)
+        if place is None:
+            file.set_position(given, start + length)
+        return sent
+
+    cdef object _send_file(
+        self, str what, File file, int64_t start, int64_t length, bint more_body
+    ):
+        cdef bytes body = None
+        if start > <int64_t>PY_SSIZE_T_MAX - length:
+            raise ValueError(f"{what} is larger than can be sent")
+        if length < GATHER_MIN:
+            # To read is cheaper than to keep a descriptor, and leaves with the head.
+            body = file.read(start, <Py_ssize_t>length)
+            file = None
+        return self._deliver(what, body, file, <Py_ssize_t>start, <Py_ssize_t>length, more_body)
+
+    cdef object _deliver(
+        self, str what, bytes body, File file, Py_ssize_t start, Py_ssize_t length, bint more_body
+    ):
+        """Send so much of the body: `body`, or the piece of `file` from `start` on."""
+        cdef Http1Connection connection = self.connection
+        cdef Transport transport = connection.transport
         if self.progress == HEAD_KEPT:
-            self._check_length(self.head.content_length, PyBytes_GET_SIZE(body), more_body)
-            self._write_head(PyBytes_GET_SIZE(body), more_body)
+            self._check_length(what, self.head.content_length, length, more_body)
+            self._write_head(length, more_body)
         elif self.framing == FRAMING_LENGTH:
-            self._check_length(self.length_left, PyBytes_GET_SIZE(body), more_body)
-        self._write_body(body, more_body)
+            self._check_length(what, self.length_left, length, more_body)
+        self._write_body(body, file, start, length, more_body)
         if not connection.parsing or transport.output().pending > COLLECT:
             transport.flush()
-        if not more_body:
+        if not more_body and self.progress != BODY_WRITTEN:
+            if file is not None and transport.choked and not self.lost:
+                # What is in the file is not ours yet: it may be changed or cut short.
+                self.progress = LEAVING
+                return self.wait(WAIT_WRITABLE)
             self._complete()
             return self.done(0)
+        return self._sent(length)
+
+    cdef object _sent(self, Py_ssize_t length):
+        """What `send()` returns when so much was handed over, and more will come."""
         if self.lost:
             return self.after_disconnect()
-        if transport.choked:
+        if self.connection.transport.choked:
             return self.wait(WAIT_WRITABLE)
-        return self.done(PyBytes_GET_SIZE(body))
+        return self.done(length)
 
-    cdef int _check_length(self, int64_t left, Py_ssize_t length, bint more_body) except -1:
+    cdef object _send_early_hint(self, dict message):
+        cdef Transport transport = self.connection.transport
+        cdef ResponseHead head = ResponseHead.__new__(ResponseHead)
+        if self.progress >= HEAD_WRITTEN:
+            raise RuntimeError(f"{EARLY_HINT} was sent after the response had begun")
+        # A client of HTTP/1.0 knows no interim responses (RFC 9110 section 15.2).
+        if head.early_hint(get(message, "links", None)) == 0 or self.is_http10:
+            return self.done(0)
+        head.append_to(transport.output())
+        if not self.connection.parsing or transport.output().pending > COLLECT:
+            transport.flush()
+        return self._sent(0)
+
+    cdef object _send_trailers(self, dict message):
+        cdef Transport transport = self.connection.transport
+        cdef ResponseHead lines = _trailers(message)
+        if not self.has_trailers:
+            raise RuntimeError(f"{TRAILERS} was sent, but {RESPONSE_START} had no trailers")
+        if self.progress != BODY_WRITTEN:
+            raise RuntimeError(f"{TRAILERS} was sent before the end of the body")
+        lines.append_to(transport.output())
+        if not get(message, "more_trailers", False):
+            transport.output().append(b"\r\n", 2)
+            if not self.connection.parsing:
+                transport.flush()
+            self._complete()
+            return self.done(0)
+        if not self.connection.parsing or transport.output().pending > COLLECT:
+            transport.flush()
+        return self._sent(0)
+
+    cdef int _refuse_body(self, str kind) except -1:
+        """Raise what says why this message may not come now."""
+        if self.progress == NOT_STARTED:
+            raise RuntimeError(f"{kind} was sent before {RESPONSE_START}")
+        if self.progress == HEAD_WRITTEN:
+            raise RuntimeError(f"{kind} was sent after the body had begun")
+        raise RuntimeError(f"{kind} was sent after the body had ended")
+
+    cdef int _check_length(
+        self, str what, int64_t left, Py_ssize_t length, bint more_body
+    ) except -1:
         """Content-Length is a promise to the client (RFC 9110 section 8.6)."""
         if left < 0 or self.is_head or (self.head is not None and self.head.status == 304):
             return 0
         if length > left:
-            raise RuntimeError("http.response.body: body is longer than content-length says")
+            raise RuntimeError(f"{what} is longer than content-length says")
         if length < left and not more_body:
-            raise RuntimeError("http.response.body: body is shorter than content-length says")
+            raise RuntimeError(f"{what} is shorter than content-length says")
         return 0
 
     cdef int _write_head(self, Py_ssize_t length, bint more_body) except -1:
@@ -880,7 +1038,7 @@ cdef class HttpExchange(Conversation):
                 append_content_length(out, length)
         elif head.content_length >= 0:
             self.framing = FRAMING_LENGTH
-        elif not more_body:
+        elif not more_body and not (self.has_trailers and self.accepts_trailers):
             self.framing = FRAMING_LENGTH
             self.length_left = length
             append_content_length(out, length)
@@ -915,21 +1073,30 @@ cdef class HttpExchange(Conversation):
             and connection.parser.content_length - connection.body_received > DRAIN_BYTES
         )
 
-    cdef int _write_body(self, bytes body, bint more_body) except -1:
+    cdef int _write_body(
+        self, bytes body, File file, Py_ssize_t start, Py_ssize_t length, bint more_body
+    ) except -1:
         cdef SendBuffer out = self.connection.transport.output()
-        cdef Py_ssize_t length = PyBytes_GET_SIZE(body)
         if self.framing == FRAMING_NONE:
             return 0
         self.sent += length
         if self.framing == FRAMING_CHUNKED:
             if length:
                 append_chunk_size(out, length)
-                out.append_bytes(body)
+                if file is not None:
+                    out.append_file(file, start, length)
+                else:
+                    out.append_bytes(body)
                 out.append(b"\r\n", 2)
-            if not more_body:
-                out.append(b"0\r\n\r\n", 5)
-            return 0
+            if more_body:
+                return 0
+            if self.has_trailers and self.accepts_trailers:
+                self.progress = BODY_WRITTEN
+                return out.append(b"0\r\n", 3)
+            return out.append(b"0\r\n\r\n", 5)
         self.length_left -= length
+        if file is not None:
+            return out.append_file(file, start, length)
         return out.append_bytes(body)
 
     cdef int _complete(self) except -1:

@@ -33,7 +33,15 @@ ARROWS = {
     # Of the parser it asks what an authority is.
     "_forwarded": {"_address", "_parser"},
     "_proxy": {"_address", "_forwarded", "_transport"},
-    "_http1": {"_buffer", "_conversation", "_forwarded", "_headers", "_parser", "_transport"},
+    "_http1": {
+        "_buffer",
+        "_conversation",
+        "_file",
+        "_forwarded",
+        "_headers",
+        "_parser",
+        "_transport",
+    },
     "_deflate": set(),
     "_websocket": {"_buffer", "_conversation", "_deflate", "_headers", "_http1", "_transport"},
     "_tls": {"_buffer", "_transport"},

@@ -112,7 +112,13 @@ def test_scope(serve: Serve) -> None:
         ],
         "client": address,
         "server": server.address,
-        "extensions": {"fastserve.shutdown": {"wait": ANY, "is_set": ANY}},
+        "extensions": {
+            "http.response.early_hint": {},
+            "http.response.trailers": {},
+            "http.response.pathsend": {},
+            "http.response.zerocopysend": {},
+            "fastserve.shutdown": {"wait": ANY, "is_set": ANY},
+        },
     }
     assert old["http_version"] == "1.0"
     assert old["headers"] == []
@@ -172,6 +178,11 @@ def test_scopes_are_not_shared(serve: Serve) -> None:
         assert set(scope["asgi"]) == {"version", "spec_version"}
         assert "mine" not in scope
         assert len(scope["headers"]) == 1
+        assert "mine" not in scope["extensions"]
+        assert not any("mine" in known for known in scope["extensions"].values())
+        for known in scope["extensions"].values():
+            known["mine"] = 1
+        scope["extensions"]["mine"] = {}
         scope["mine"] = scope["asgi"]["mine"] = scope["state"]["mine"] = 1
         scope["headers"].append((b"mine", b"1"))
         await respond(send, b"fine")
@@ -284,7 +295,7 @@ BAD_MESSAGES: list[tuple[list[Message], Any, type[Exception], str]] = [
     ([], {"type": "http.response.nonsense"}, ValueError, "http.response.nonsense"),
     ([], {"type": b"http.response.start", "status": 200}, ValueError, "http.response.start"),
     ([], {"type": "websocket.accept"}, ValueError, "websocket.accept"),
-    ([], {"type": "http.response.trailers", "headers": []}, ValueError, "trailers"),
+    ([], {"type": "http.response.push", "headers": []}, ValueError, "push"),
     ([START], {"type": "http.response.nonsense"}, ValueError, "nonsense"),
     ([], body_of(b"early"), RuntimeError, "http.response.body.*http.response.start"),
     ([START], START, RuntimeError, "http.response.start"),

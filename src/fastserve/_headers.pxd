@@ -32,7 +32,10 @@ cdef class ResponseHead:
 
     cdef int start(self, object status, object headers) except -1
     cdef int switch_protocols(self, object headers) except -1
+    cdef int early_hint(self, object links) except -1
+    cdef int trailers(self, object headers) except -1
     cdef int append_to(self, SendBuffer out) except -1
+    cdef object _listed(self, object headers)
     cdef int _begin(self, bytes line, object headers) except -1
     cdef int _append_fields(self, object headers) except -1
     cdef int _append_field(self, object name, object value) except -1

@@ -1,9 +1,9 @@
 # Declarations of fastserve._http1. No ABI is promised between releases.
-from cpython.object cimport PyObject
 from libc.stdint cimport int64_t
 
 from fastserve._buffer cimport SendBuffer
 from fastserve._conversation cimport Conversation, Host
+from fastserve._file cimport File
 from fastserve._forwarded cimport Origin, Trust
 from fastserve._headers cimport DateLine, ResponseHead
 from fastserve._parser cimport RequestParser
@@ -15,7 +15,7 @@ cdef enum:
     PIPELINE_BATCH = 64             # requests answered before the loop gets its turn
     COLLECT = 128 * 1024            # output collected while an application runs
     DRAIN_BYTES = 256 * 1024        # of an unread body, read to keep the connection
-    SPARE_EXTENSIONS = 256          # kept for the next requests
+    NAMES = 5                       # of extensions
 
 cdef enum Phase:                    # of a connection: what its deadline is for
     PHASE_FIRST                     # nothing received yet
@@ -29,6 +29,8 @@ cdef enum Progress:                 # of a response
     NOT_STARTED
     HEAD_KEPT                       # http.response.start was sent; nothing is on the wire
     HEAD_WRITTEN
+    BODY_WRITTEN                    # http.response.trailers is due
+    LEAVING                         # the application has sent all; of its last file there is a rest
     COMPLETE
     ABANDONED                       # the server ended it: what the application sends is ignored
 
@@ -69,8 +71,6 @@ cdef class Http1Factory(ProtocolFactory):
         dict asgi
         dict state
         object wait_for_shutdown, is_shutting_down
-        PyObject* spare[SPARE_EXTENSIONS]   # `extensions` of scopes, to be taken again
-        int spares
         str root_path
         bytes server_line, field_lines
         DateLine date
@@ -81,9 +81,7 @@ cdef class Http1Factory(ProtocolFactory):
         int64_t header_timeout, body_timeout, keep_alive_timeout
         int64_t body_min_rate
 
-    cdef dict take_extensions(self)
-    cdef void give_extensions(self, PyObject* extensions) noexcept
-    cdef bint _are_as_made(self, PyObject* extensions) noexcept
+    cdef dict shutdown(self)
     cdef int append_own_fields(self, ResponseHead head, SendBuffer out) except -1
 
 
@@ -95,6 +93,7 @@ cdef class Http1Connection(Protocol):
         HttpExchange exchange           # the one whose response is not complete
         bytearray unparsed              # received, but not its turn yet
         Protocol successor              # has taken the connection over
+        dict extensions                 # of the last request's scope
         Phase phase
         bint parsing                    # inside _consume: output is flushed afterwards
         bint proceeding                 # inside proceed: applications may be started
@@ -112,6 +111,7 @@ cdef class Http1Connection(Protocol):
     cdef int _tell_eof(self) except -1
     cdef int _keep(self, const char* data, Py_ssize_t length) except -1
     cdef int _begin(self) except -1
+    cdef dict _offer(self, bint upgrades)
     cdef int _tell_origin(self, HttpExchange exchange, dict scope) except -1
     cdef int _take_body(self) except -1
     cdef bint _may_spawn(self) except -1
@@ -137,7 +137,6 @@ cdef class HttpExchange(Conversation):
         Http1Connection connection
         Http1Factory factory
         ResponseHead head
-        dict extensions                 # of the scope, until the application has ended
         bytes body                      # received and not taken; None: nothing
         list more_body                  # further pieces of it
         Py_ssize_t buffered
@@ -156,6 +155,8 @@ cdef class HttpExchange(Conversation):
         bint is_head
         bint is_http10
         bint keep_alive
+        bint accepts_trailers           # the request has TE: trailers
+        bint has_trailers               # the response is to have some
         # for the access line
         bint has_client                 # a proxy said who it is
         object client
@@ -174,10 +175,26 @@ cdef class HttpExchange(Conversation):
     cdef int disconnect(self, bint lost) except -1
     cdef object start(self, dict message)
     cdef object send_body(self, dict message)
-    cdef int _check_length(self, int64_t left, Py_ssize_t length, bint more_body) except -1
+    cdef object _send_path(self, dict message)
+    cdef object _send_descriptor(self, dict message)
+    cdef object _send_file(
+        self, str what, File file, int64_t start, int64_t length, bint more_body
+    )
+    cdef object _deliver(
+        self, str what, bytes body, File file, Py_ssize_t start, Py_ssize_t length, bint more_body
+    )
+    cdef object _sent(self, Py_ssize_t length)
+    cdef object _send_early_hint(self, dict message)
+    cdef object _send_trailers(self, dict message)
+    cdef int _refuse_body(self, str kind) except -1
+    cdef int _check_length(
+        self, str what, int64_t left, Py_ssize_t length, bint more_body
+    ) except -1
     cdef bint _leaves_too_much(self, bint more_body) noexcept
     cdef int log_access(self) except -1
     cdef int _write_head(self, Py_ssize_t length, bint more_body) except -1
-    cdef int _write_body(self, bytes body, bint more_body) except -1
+    cdef int _write_body(
+        self, bytes body, File file, Py_ssize_t start, Py_ssize_t length, bint more_body
+    ) except -1
     cdef int _complete(self) except -1
     cdef object after_disconnect(self)
