@@ -6,6 +6,7 @@ import asyncio
 import json
 import signal
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from process import Process, others_environment
 LOOPS = ["asyncio", "uvloop"]
 # More than a socket's buffers take at once, and every byte value is in it.
 CONTENT = bytes(range(256)) * 4096
+MIB = 1024 * 1024
 COUNTED = {"size": len(CONTENT), "sum": sum(CONTENT)}
 NUMBERS = "".join(f"{number}\n" for number in range(100))
 
@@ -27,12 +29,17 @@ class Site(Process):
     """An application in a process, with a client of httpx."""
 
     def __init__(self, framework: str, worker: str, app: str = "app") -> None:
-        super().__init__("-k", worker, "-b", "127.0.0.1:0", f"with_{framework}:{app}")
+        self.files = tempfile.TemporaryDirectory()
+        super().__init__(
+            "-k", worker, "-b", "127.0.0.1:0", f"with_{framework}:{app}",
+            env={"FILES": self.files.name},
+        )  # fmt: skip
         self.http = httpx.Client(base_url=self.url, timeout=PATIENCE, trust_env=False)
 
     def end(self) -> None:
         self.http.close()
         super().end()
+        self.files.cleanup()
 
 
 def sites(framework: str, worker: str, app: str = "app") -> Iterator[Site]:
@@ -46,6 +53,33 @@ def sites(framework: str, worker: str, app: str = "app") -> Iterator[Site]:
         assert not any("Exception ignored" in line for line in site.err.all())
     finally:
         site.end()
+
+
+def most_memory(site: Site) -> int:
+    """The most that has been resident, in bytes."""
+    status = Path(f"/proc/{site.popen.pid}/status").read_text()
+    return 1024 * int(status.partition("VmHWM:")[2].split()[0])
+
+
+def check_files(site: Site) -> None:
+    """FileResponse has the server send the file by its path; but for ranges."""
+    Path(site.files.name, "content.bin").write_bytes(CONTENT)
+    Path(site.files.name, "page.html").write_text("<p>")
+    for folder in ("file", "static"):
+        for _ in range(2):
+            response = site.http.get(f"/{folder}/content.bin")
+            assert response.content == CONTENT
+            assert response.headers["content-length"] == str(len(CONTENT))
+        page = site.http.get(f"/{folder}/page.html")
+        assert page.text == "<p>"
+        assert page.headers["content-type"].startswith("text/html")
+        head = site.http.head(f"/{folder}/content.bin")
+        assert (head.content, head.headers["content-length"]) == (b"", str(len(CONTENT)))
+        part = site.http.get(f"/{folder}/content.bin", headers={"Range": "bytes=1000-900000"})
+        assert (part.status_code, part.content) == (206, CONTENT[1000:900001])
+    known = {"If-None-Match": response.headers["etag"]}
+    assert site.http.get("/static/content.bin", headers=known).status_code == 304
+    assert site.http.get("/static/nowhere").status_code == 404
 
 
 @pytest.fixture(scope="module", params=WORKERS)
@@ -188,6 +222,9 @@ class TestStarlette:
     def test_a_stream_that_the_client_leaves(self, starlette: Site) -> None:
         leave_a_stream(starlette)
 
+    def test_files(self, starlette: Site) -> None:
+        check_files(starlette)
+
 
 class TestPlainStarlette:
     """Without the middleware that stands between Starlette's response and the server."""
@@ -198,6 +235,31 @@ class TestPlainStarlette:
     def test_pages(self, plain_starlette: Site) -> None:
         check_echo(plain_starlette)
         check_stream(plain_starlette)
+
+    def test_files(self, plain_starlette: Site) -> None:
+        check_files(plain_starlette)
+
+    @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
+    def test_a_file_takes_no_memory(self, plain_starlette: Site) -> None:
+        """To a client that stalls, and to curl, which does not."""
+        site = plain_starlette
+        huge = Path(site.files.name, "huge")
+        with huge.open("wb") as file:
+            file.truncate(100 * MIB)
+        site.http.get("/")
+        before = most_memory(site)
+        with site.connect() as client:
+            client.sendall(request("GET", "/file/huge"))
+            client.read_until(b"\r\n\r\n")
+            curl = subprocess.run(
+                ["curl", "-sS", "--fail", f"{site.url}/file/huge", "-o", "/dev/null", "-w", "%{size_download}"],
+                capture_output=True, text=True, timeout=3 * PATIENCE, env=others_environment(), check=True,
+            )  # fmt: skip
+            assert int(curl.stdout) == 100 * MIB
+            left = 100 * MIB - len(client.received)
+            while left:
+                left -= len(client.recv(MIB))
+        assert most_memory(site) - before < 16 * MIB
 
 
 def leave_a_stream(site: Site) -> None:

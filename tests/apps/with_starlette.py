@@ -1,6 +1,7 @@
 """Starlette: one route for each of its features that leans on the server."""
 
 import contextlib
+import os
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -10,8 +11,9 @@ from starlette.background import BackgroundTask
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, StreamingResponse
-from starlette.routing import Route
+from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, StreamingResponse
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
 
 
 class Stamp(BaseHTTPMiddleware):
@@ -67,6 +69,11 @@ async def upload(request: Request) -> JSONResponse:
         )
 
 
+async def file(request: Request) -> FileResponse:
+    assert "http.response.pathsend" in request.scope["extensions"]
+    return FileResponse(os.environ["FILES"] + "/" + request.path_params["name"])
+
+
 async def background(request: Request) -> PlainTextResponse:
     async def later() -> None:
         print("in the background", flush=True)
@@ -91,6 +98,8 @@ ROUTES = [
     Route("/endless", endless),
     Route("/events", events),
     Route("/upload", upload, methods=["POST"]),
+    Route("/file/{name}", file),
+    Mount("/static", StaticFiles(directory=os.environ.get("FILES", "."))),
     Route("/background", background),
     Route("/fail", fail),
 ]
