@@ -159,10 +159,10 @@ cdef class SendBuffer:
         length[0] = piece.length
         return <File>piece.owner
 
-    cdef int load(self, Py_ssize_t most) except -1:
+    cdef Py_ssize_t load(self, Py_ssize_t most) except -1:
         """Read the next bytes to be sent, `most` of them or fewer, into memory, if they are
-        in a file: for a transport that cannot send from files. 1 if `gather` has them now,
-        0 if there was nothing to do.
+        in a file: for a transport that cannot send from files. How many; 0 if they were in
+        memory before, or there are none.
 
         Raises OSError; also if the file has become shorter than what was appended."""
         cdef Py_ssize_t start = 0, length = 0
@@ -186,7 +186,7 @@ cdef class SendBuffer:
         piece.in_file = False
         piece.start = 0
         piece.length = PyBytes_GET_SIZE(data)
-        return 1
+        return piece.length
 
     cdef int gather(self, iovec* vector, int most) noexcept:
         """Fill at most `most` entries of `vector` with unsent bytes, in order, up to the

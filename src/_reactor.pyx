@@ -19,6 +19,7 @@ from libc.string cimport memset
 
 from fastserve._buffer cimport SendBuffer, iovec
 from fastserve._file cimport File
+from fastserve._transport cimport FILE_BURST
 
 
 cdef extern from *:
@@ -782,6 +783,9 @@ cdef class SocketTransport(Transport):
             self._close_socket()
         return 0
 
+    cdef int fail(self, object error) except -1:
+        return self.reactor.fail(self, error)
+
     cdef int call_soon(self) except -1:
         if not self.deferred:
             self.deferred = True
@@ -926,8 +930,7 @@ cdef class SocketTransport(Transport):
         try:
             out.load(LOAD_SIZE)
         except OSError as error:
-            self.reactor.report(error)
-            self.abort()
+            self.fail(error)
         return 0
 
     cdef int _update_interest(self) except -1:

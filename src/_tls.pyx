@@ -14,7 +14,7 @@ from cpython.bytes cimport PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.memoryview cimport PyMemoryView_FromMemory
 
 from fastserve._buffer cimport iovec
-from fastserve._transport cimport END_IDLE, Stage
+from fastserve._transport cimport END_IDLE, FILE_BURST, Stage
 
 
 # Somebody speaks HTTP to a port that expects TLS: the one case in which the peer can be told.
@@ -197,6 +197,10 @@ cdef class TlsTransport(Transport):
         cdef Transport below = self.below
         return 0 if below is None else below.abort()
 
+    cdef int fail(self, object error) except -1:
+        cdef Transport below = self.below
+        return 0 if below is None else below.fail(error)
+
     cdef int call_soon(self) except -1:
         self.deferred = True
         return 0 if self.below is None else self.below.call_soon()
@@ -239,6 +243,9 @@ cdef class TlsTransport(Transport):
             self.deferred = False
             if not self.closing:
                 above.proceed()
+        if self.held:
+            self.held = False
+            self.may_send_again()
         return self._decrypt()
 
     cdef int ended(self) except -1:
@@ -367,7 +374,7 @@ cdef class TlsTransport(Transport):
         if below is None:
             return 0
         if out is not None:
-            while out.pending and not below.choked:
+            while out.pending and not below.choked and self._load(below, out):
                 out.gather(&vector, 1)
                 length = min(<Py_ssize_t>vector.iov_len, <Py_ssize_t>PLAIN_SIZE)
                 # It takes a record at a time, and says how much that was.
@@ -378,6 +385,8 @@ cdef class TlsTransport(Transport):
                     below.flush()
                     if self.below is None:
                         return 0
+            if self.below is None:
+                return 0        # what was to be sent of a file is not there
             if out.pending == 0 and self.out is out:
                 self.out = None
                 self.factory.give_buffer(out)
@@ -385,6 +394,26 @@ cdef class TlsTransport(Transport):
             self._pass_on(below)
         self.choked = self.choked or below.choked
         return 0
+
+    cdef bint _load(self, Transport below, SendBuffer out) except -1:
+        """Have what is to be encrypted next in memory; False: it waits for the next turn, or
+        the connection has ended."""
+        cdef Py_ssize_t start = 0, length = 0
+        if out.leading_file(&start, &length) is None:
+            return True
+        if self.file_turn != below.turn():
+            self.file_turn = below.turn()
+            self.from_files = 0
+        if self.from_files >= FILE_BURST:
+            self.held = self.choked = True
+            below.call_soon()
+            return False
+        try:
+            self.from_files += out.load(PLAIN_SIZE)
+        except OSError as error:
+            below.fail(error)
+            return False
+        return True
 
     cdef int _pass_on(self, Transport below) except -1:
         cdef bytes ciphertext = self.outgoing.read()

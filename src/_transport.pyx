@@ -12,14 +12,16 @@ cdef class Transport:
 
     * `output()` is where the protocol appends; `flush()` hands over what was appended.
       It may hold pieces of files: a transport that cannot send from them has them read,
-      a little at a time (`SendBuffer.load`); where that fails, it resets the connection.
+      a little at a time (`SendBuffer.load`); where that fails, so does the transport. No
+      more than `FILE_BURST` bytes of files are sent before other connections have a turn.
       Around `data_received`, `proceed` and `resume_writing` the transport flushes by
       itself. While `choked`, more has been flushed than the peer takes; when it has
       taken most of it, `resume_writing` is called.
     * `close(linger)`: what was appended is still sent, then the connection is ended
       without a reset. With `linger`, input that is still on its way is read and thrown
       away for a while, since a reset could destroy the answer before the peer has read
-      it (RFC 9112 section 9.6). `abort()`: at once, by a reset.
+      it (RFC 9112 section 9.6). `abort()`: at once, by a reset. `fail(error)`: the same, and
+      the error is reported.
       Of all calls to the protocol only `connection_lost` follows, exactly once.
     * `set_protocol`: another protocol is called from now on. Its `connection_made` is the
       business of the one before.
@@ -51,6 +53,9 @@ cdef class Transport:
         raise NotImplementedError
 
     cdef int abort(self) except -1:
+        raise NotImplementedError
+
+    cdef int fail(self, object error) except -1:
         raise NotImplementedError
 
     cdef int call_soon(self) except -1:

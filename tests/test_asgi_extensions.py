@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import queue
 import random
 import socket
-import struct
 import subprocess
 import sys
 import tempfile
@@ -18,8 +18,19 @@ from typing import Any
 
 import anyio
 import pytest
-from conftest import PATIENCE, Client, Running, Serve, hello, request
+from conftest import (
+    PATIENCE,
+    Client,
+    Running,
+    Serve,
+    hello,
+    measures_memory,
+    request,
+    reset,
+)
 from process import SOURCES, eventually, others_environment
+from test_memory import Gibibyte
+from test_tls import SERVER, connect
 
 START = {"type": "http.response.start", "status": 200, "headers": []}
 Message = dict[str, Any]
@@ -96,11 +107,6 @@ def ask_all(server: Running, *fields: str, method: str = "GET") -> tuple[bytes, 
 def assert_alive(server: Running) -> None:
     with server.connect() as client:
         assert client.get("/hello").body == b"Hello, world!"
-
-
-def reset(client: Client) -> None:
-    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    client.close()
 
 
 def take(client: Client, length: int) -> None:
@@ -315,7 +321,23 @@ class TestTrailers:
 SIZES = [0, 1, SMALL, SMALL + 1, 100_000, CHOKED, len(CONTENT)]
 
 
-class TestPathsend:
+class OverBoth:
+    """What these tests prove holds in the clear and over TLS."""
+
+    @pytest.fixture(params=["http", "https"])
+    def serve(self, serve: Serve, request: pytest.FixtureRequest) -> Serve:
+        if request.param == "http":
+            return serve
+
+        def start(app: Any, **options: Any) -> Running:
+            server = serve(app, **options, **SERVER)
+            server.connect = functools.partial(connect, server)  # type: ignore[method-assign]
+            return server
+
+        return start
+
+
+class TestPathsend(OverBoth):
     @pytest.mark.parametrize("size", SIZES)
     def test_the_server_states_the_length(self, serve: Serve, folder: Path, size: int) -> None:
         messages = (start((b"content-type", b"a/b")), pathsend(folder / str(size)))
@@ -444,7 +466,7 @@ class TestPathsend:
         assert server.errors == []
 
 
-class TestZerocopysend:
+class TestZerocopysend(OverBoth):
     @pytest.mark.parametrize("size", SIZES)
     @pytest.mark.parametrize("as_object", [True, False])
     def test_a_whole_file(self, serve: Serve, folder: Path, size: int, as_object: bool) -> None:
@@ -716,7 +738,7 @@ class Downloads:
         self.sent.put(scope["path"])
 
 
-class TestOnTheWay:
+class TestOnTheWay(OverBoth):
     def test_pipelined(self, serve: Serve, folder: Path) -> None:
         """Files, large and small, between other responses: all in order, none mixed."""
         app = Downloads(folder)
@@ -785,7 +807,7 @@ class TestOnTheWay:
         server = serve(app, lifespan="off")
         with server.connect() as client:
             client.sendall(request("GET", f"/{kind}/{len(CONTENT)}"))
-            client.shutdown(socket.SHUT_WR)
+            socket.socket.shutdown(client, socket.SHUT_WR)  # no close_notify
             end = b"end" if kind == "piece" else b""
             assert client.read_response().body == CONTENT + end
             assert client.is_closed_by_peer()
@@ -909,6 +931,71 @@ class TestOnTheWay:
         assert str(len(CONTENT)) in log.read_text()
 
 
+class Sparse(Gibibyte):
+    """Sends as many zeros as it is asked for, from a file, perhaps over TLS."""
+
+    def __init__(self, scheme: str, worker: str, poller: str) -> None:
+        options = [f"--{name}={path}" for name, path in SERVER.items()] * (scheme == "https")
+        address = ("--bind", "127.0.0.1:0", "--lifespan", "off")
+        super().__init__("-k", worker, "--poller", poller, *address, *options, "sparse:app")
+        self.encrypted = scheme == "https"
+
+    def connect(self) -> Client:
+        return connect(self) if self.encrypted else super().connect()  # type: ignore[return-value]
+
+    def ask(self, size: int) -> Client:
+        """A client that has had the head of the answer."""
+        client = self.connect()
+        client.sendall(request("GET", f"/{size}"))
+        client.read_until(b"\r\n\r\n")
+        return client
+
+
+@pytest.fixture(params=["http", "https"])
+def sparse(request: pytest.FixtureRequest, worker: str, poller: str) -> Iterator[Sparse]:
+    server = Sparse(request.param, worker, poller)
+    try:
+        yield server
+    finally:
+        server.end()
+
+
+@measures_memory
+def test_a_file_takes_no_memory(sparse: Sparse) -> None:
+    """To clients that stall as to one that reads."""
+    with sparse.connect() as client:
+        assert client.get(f"/{CHOKED}").body == bytes(CHOKED)
+    before = sparse.memory("VmRSS")
+    stalled = [sparse.ask(HUGE) for _ in range(10)]
+    with sparse.ask(HUGE) as client:
+        take(client, HUGE)
+    for client in stalled:
+        client.close()
+    assert sparse.memory("VmHWM") - before < 16 * MIB
+
+
+def test_a_fast_download_delays_nobody(sparse: Sparse) -> None:
+    """One that would take days, to clients that are faster: they do not even decrypt."""
+    over = threading.Event()
+
+    def drink(client: Client) -> None:
+        with client:
+            while not over.is_set() and socket.socket.recv(client, MIB):
+                pass
+
+    drinkers = [threading.Thread(target=drink, args=[sparse.ask(10**12)]) for _ in range(2)]
+    for drinker in drinkers:
+        drinker.start()
+    try:
+        for _ in range(10):
+            with sparse.connect() as client:
+                assert client.get("/100").body == bytes(100)
+    finally:
+        over.set()
+        for drinker in drinkers:
+            drinker.join()
+
+
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc")
 def test_no_descriptor_is_left(serve: Serve, folder: Path) -> None:
     app = Downloads(folder)
@@ -920,11 +1007,9 @@ def test_no_descriptor_is_left(serve: Serve, folder: Path) -> None:
                 client.get(f"/{kind}/{size}")
 
     with server.connect() as client:
-        once(client)
-        before = len(os.listdir("/proc/self/fd"))
         for _ in range(20):
             once(client)
-        assert len(os.listdir("/proc/self/fd")) == before
+        eventually(lambda: not any(links_to(path, "/proc/self/fd") for path in folder.iterdir()))
     assert server.errors == []
 
 

@@ -40,7 +40,7 @@ cdef class SendBuffer:
     cdef int append_file(self, File file, Py_ssize_t start, Py_ssize_t length) except -1
     cdef int gather(self, iovec* vector, int most) noexcept
     cdef File leading_file(self, Py_ssize_t* start, Py_ssize_t* length)
-    cdef int load(self, Py_ssize_t most) except -1
+    cdef Py_ssize_t load(self, Py_ssize_t most) except -1
     cdef void consume(self, Py_ssize_t length) noexcept
     cdef void clear(self) noexcept
     cdef int _make_room(self, Py_ssize_t length) except -1

@@ -15,7 +15,6 @@ cdef enum:
     LINGER_BYTES = 16 * 1024 * 1024
     SPARE_BUFFERS = 256         # SendBuffers kept for the next response
     GATHER_MAX = 64             # pieces in one sendmsg
-    FILE_BURST = 1024 * 1024    # sent from files before other connections get their turn
     LOAD_SIZE = 64 * 1024       # read at once of a file that cannot be sent from
 
 cdef enum:                      # interest, and what happened

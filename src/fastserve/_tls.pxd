@@ -50,6 +50,9 @@ cdef class TlsTransport(Transport):
         bint deferred               # the protocol above is to proceed
         bint fin                    # nothing more comes: a close_notify, or a FIN below,
         bint eof                    # and the protocol above knows
+        int64_t file_turn           # in which turn of the loop
+        Py_ssize_t from_files       # so many bytes of files were read,
+        bint held                   # and the rest waits for the next one
 
     cdef int attach(self, Transport below) except -1
     cdef int received(self, const char* data, Py_ssize_t length) except -1
@@ -61,5 +64,6 @@ cdef class TlsTransport(Transport):
     cdef bint _shake_hands(self, TlsProtocol protocol) except -1
     cdef int _decrypt(self) except -1
     cdef int _give_up(self, Transport below) except -1
+    cdef bint _load(self, Transport below, SendBuffer out) except -1
     cdef int _pass_on(self, Transport below) except -1
     cdef int _finish_close(self) except -1

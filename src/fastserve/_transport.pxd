@@ -3,6 +3,9 @@ from libc.stdint cimport int64_t
 
 from fastserve._buffer cimport SendBuffer
 
+cdef enum:
+    FILE_BURST = 1024 * 1024    # sent from files before other connections get their turn
+
 cpdef enum Stage:                   # of the server's end; each includes those before it
     SERVING
     LAST_ANSWERS                    # an answer is the last one on its connection
@@ -26,6 +29,7 @@ cdef class Transport:
     cdef int resume_reading(self) except -1
     cdef int close(self, bint linger) except -1
     cdef int abort(self) except -1
+    cdef int fail(self, object error) except -1
     cdef int call_soon(self) except -1
     cdef int64_t clock(self) noexcept
     cdef int64_t turn(self) noexcept
