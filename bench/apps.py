@@ -1,10 +1,15 @@
-"""The applications that every server is measured with: ASGI 3, no imports, nothing clever.
+"""The applications that every server is measured with: ASGI 3, nothing clever.
 
 None takes part in the lifespan protocol; raising is how an application says so.
 """
 
+from pathlib import Path
+
 HELLO = b"Hello, world!"
 HELLO_HEADERS = [(b"content-type", b"text/plain"), (b"content-length", b"13")]
+
+# Of a file, for a server that cannot send one itself.
+PIECE = 256 * 1024
 
 # The send() of each connection that listens to what is broadcast.
 LISTENERS = set()
@@ -34,6 +39,21 @@ async def echo(scope, receive, send):
     ]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": body})
+
+
+async def file(scope, receive, send):
+    """The file beside this one that is asked for; the server sends it, if it can."""
+    assert scope["type"] == "http"
+    path = Path(__file__).with_name(scope["path"].removeprefix("/"))
+    length = (b"content-length", b"%d" % path.stat().st_size)
+    await send({"type": "http.response.start", "status": 200, "headers": [length]})
+    if "http.response.pathsend" in scope.get("extensions", {}):
+        await send({"type": "http.response.pathsend", "path": str(path)})
+        return
+    with path.open("rb", buffering=0) as opened:
+        while piece := opened.read(PIECE):
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+    await send({"type": "http.response.body"})
 
 
 async def websocket_echo(scope, receive, send):

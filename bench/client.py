@@ -37,7 +37,7 @@ class Client:
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
-        self._received = b""
+        self._received = bytearray()
 
     def __enter__(self) -> Client:
         return self
@@ -53,7 +53,8 @@ class Client:
     def _read_answer(self) -> Answer:
         while b"\r\n\r\n" not in self._received:
             self._receive()
-        head, _, self._received = self._received.partition(b"\r\n\r\n")
+        head = bytes(self._received[: self._received.index(b"\r\n\r\n")])
+        del self._received[: len(head) + 4]
         status_line, *lines = head.split(b"\r\n")
         headers = dict(_split_header(line) for line in lines)
         try:
@@ -63,7 +64,8 @@ class Client:
             raise AnswerError(f"cannot read this head: {head!r}") from None
         while len(self._received) < length:
             self._receive()
-        body, self._received = self._received[:length], self._received[length:]
+        body = bytes(self._received[:length])
+        del self._received[:length]
         return Answer(status, body)
 
     def _receive(self) -> None:

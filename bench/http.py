@@ -21,8 +21,8 @@ import servers
 from client import HOST, AnswerError, Client, connect
 from harness import START_SECONDS, Bench, Results, rate, settle
 
-WARM_UP_REQUESTS = 320
 HELLO = b"Hello, world!"
+KIB, MIB = 1024, 1024 * 1024
 
 # What the targets are written in: the first server's cost as a multiple of the second's.
 PAIRS = (
@@ -76,9 +76,13 @@ class Scenario:
     body: bytes = b""
     pipelined: int = 1
     tls: bool = False
+    size: int = 0  # of the file that is asked for
+    warm_up: int = 320  # requests
 
     @property
     def answer(self) -> bytes:
+        if self.app == "file":
+            return bytes(range(256)) * (self.size // 256)
         return HELLO if self.app == "plaintext" else self.body
 
     @property
@@ -108,6 +112,21 @@ SCENARIOS = {
     "one": Scenario("plaintext GET, one connection", connections=1),
     "many": Scenario("plaintext GET, 512 connections", connections=512),
     "tls": Scenario("plaintext GET over TLS, 64 connections, keep-alive", tls=True),
+    "file-256k": Scenario(
+        "a file of 256 KiB, 16 connections",
+        app="file",
+        connections=16,
+        path="/file-256k",
+        size=256 * KIB,
+    ),
+    "file-100m": Scenario(
+        "a file of 100 MiB, one connection",
+        app="file",
+        connections=1,
+        path="/file-100m",
+        size=100 * MIB,
+        warm_up=2,
+    ),
     "seed-get": Scenario("echo benchmark: GET, 20 connections", app="echo", connections=20),
     "seed-post": Scenario(
         "echo benchmark: POST, 20 connections",
@@ -180,18 +199,18 @@ def run_wrk(
 
 
 def check_and_warm_up(server: servers.Server, name: str, scenario: Scenario) -> None:
-    request = scenario.request(server.port)
+    request, expected = scenario.request(server.port), scenario.answer
     connection = connect(server.port, START_SECONDS, server.alive)
     if scenario.tls:
         context = ssl.create_default_context(cafile=servers.CERTIFICATES / "ca.pem")
         connection = context.wrap_socket(connection, server_hostname="localhost")
     with Client(connection) as client:
-        for _ in range(WARM_UP_REQUESTS // scenario.pipelined):
+        for _ in range(scenario.warm_up // scenario.pipelined):
             for answer in client.ask(request, scenario.pipelined):
                 # The floor cannot echo; it answers with as many bytes.
-                same = len(answer.body) == len(scenario.answer)
+                same = len(answer.body) == len(expected)
                 if name != "floor":
-                    same = answer.body == scenario.answer
+                    same = answer.body == expected
                 if answer.status != 200 or not same:
                     raise AnswerError(f"wrong answer: {answer.status} {answer.body[:80]!r}")
 
@@ -218,6 +237,10 @@ def visit(bench: Bench, name: str, number: int) -> Iterator[Sample]:
         first = SCENARIOS[group[0]]
         if first.tls and not servers.speaks_tls(name):
             continue
+        if first.app == "file" and name == "floor":
+            continue
+        for key in group:
+            write_file(bench.installation.work, SCENARIOS[key])
         port = servers.free_port()
         command = bench.installation.command(
             name, first.app, port, str(first.floor_size), first.tls
@@ -225,6 +248,12 @@ def visit(bench: Bench, name: str, number: int) -> Iterator[Sample]:
         with servers.running(command, port, bench.installation.work, bench.server_core) as server:
             for key in group:
                 yield measure(bench, server, name, key, number)
+
+
+def write_file(work: Path, scenario: Scenario) -> None:
+    path = work / scenario.path.removeprefix("/")
+    if scenario.app == "file" and not path.exists():
+        path.write_bytes(scenario.answer)
 
 
 def shareable(keys: list[str]) -> list[list[str]]:
