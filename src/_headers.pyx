@@ -180,17 +180,18 @@ cdef class ResponseHead:
 
     def begin(self, status, headers=()):
         """As `http.response.start` does. Raises TypeError or ValueError."""
-        self.start(status, headers)
+        self.start("http.response.start", status, headers)
 
     def render(self):
         """The lines so far, without the empty one at the end, as `bytes`."""
         return self._block[:self._used]
 
-    cdef int start(self, object status, object headers) except -1:
-        """Check and serialise; on an error the object is not to be used again.
+    cdef int start(self, str message, object status, object headers) except -1:
+        """Check and serialise; on an error the object is not to be used again. `message`:
+        the ASGI message that they are of.
 
         Raises TypeError, ValueError: what is wrong, by the names of the ASGI message."""
-        self._message = "http.response.start"
+        self._message = message
         if not isinstance(status, int):
             raise TypeError(f"{self._message}: status must be an int, not {_kind(status)}")
         if not FIRST_STATUS <= status <= LAST_STATUS:

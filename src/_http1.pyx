@@ -581,7 +581,7 @@ cdef class Http1Connection(Protocol):
         cdef SendBuffer out = self.transport.output()
         cdef ResponseHead head = ResponseHead.__new__(ResponseHead)
         cdef bytes body = f"{reason}\n".encode()
-        head.start(status, _plain_text)
+        head.start(RESPONSE_START, status, _plain_text)
         head.append_to(out)
         self.factory.append_own_fields(head, out)
         append_content_length(out, PyBytes_GET_SIZE(body))
@@ -827,7 +827,7 @@ cdef class HttpExchange(Conversation):
         if kind == RESPONSE_BODY:
             return self.send_body(<dict>message)
         if kind == RESPONSE_START:
-            return self.start(<dict>message)
+            return self.start(RESPONSE_START, <dict>message)
         if kind == PATHSEND:
             return self._send_path(<dict>message)
         if kind == ZEROCOPYSEND:
@@ -836,17 +836,17 @@ cdef class HttpExchange(Conversation):
             return self._send_early_hint(<dict>message)
         if kind == TRAILERS:
             return self._send_trailers(<dict>message)
-        raise ValueError(f"send(): {kind!r:.100} is not a message of an HTTP response")
+        raise ValueError(f"send(): type {kind!r:.100} is not a message of an HTTP response")
 
-    cdef object start(self, dict message):
+    cdef object start(self, str kind, dict message):
         cdef ResponseHead head
         cdef object fields = get(message, "headers", NO_HEADERS)
         if self.progress != NOT_STARTED:
-            raise RuntimeError("http.response.start was sent already")
+            raise RuntimeError(f"{kind} was sent already")
         if self.factory.access_fields:
             fields = repeatable(fields)
         head = ResponseHead.__new__(ResponseHead)
-        head.start(get(message, "status", None), fields)
+        head.start(kind, get(message, "status", None), fields)
         if self.factory.access_fields:
             self.response_fields = tuple(fields)
         self.head = head
@@ -861,16 +861,16 @@ cdef class HttpExchange(Conversation):
         cdef bint more_body = get(message, MORE_BODY, False)
         cdef bytes body
         if self.progress != HEAD_KEPT and self.progress != HEAD_WRITTEN:
-            self._refuse_body(RESPONSE_BODY)
+            self._refuse_body(message[TYPE])
         if isinstance(given, bytes):
             body = <bytes>given
         elif isinstance(given, (bytearray, memoryview)):
             body = bytes(given)
         else:
             raise TypeError(
-                f"http.response.body: body must be bytes, not {type(given).__name__}"
+                f"{message[TYPE]}: body must be bytes, not {type(given).__name__}"
             )
-        return self._deliver("http.response.body: body", body, None, 0, PyBytes_GET_SIZE(body), more_body)
+        return self._deliver(message, BODY, body, None, 0, PyBytes_GET_SIZE(body), more_body)
 
     cdef object _send_path(self, dict message):
         cdef object path = get(message, "path", None)
@@ -885,7 +885,7 @@ cdef class HttpExchange(Conversation):
             file = File.open(<str>path)
         except ValueError as error:
             raise ValueError(f"{PATHSEND}: path: {error}") from error
-        return self._send_file("http.response.pathsend: the file", file, 0, file.size, False)
+        return self._send_file(message, "the file at path", file, 0, file.size, False)
 
     cdef object _send_descriptor(self, dict message):
         cdef object given = get(message, "file", None)
@@ -919,34 +919,36 @@ cdef class HttpExchange(Conversation):
                     f"{ZEROCOPYSEND}: count is {number}, the file has {length} bytes from {start} on"
                 )
             length = number
-        sent = self._send_file("http.response.zerocopysend: count", file, start, length, more_body)
+        sent = self._send_file(message, "count", file, start, length, more_body)
         if place is None:
             file.set_position(given, start + length)
         return sent
 
     cdef object _send_file(
-        self, str what, File file, int64_t start, int64_t length, bint more_body
+        self, dict message, str key, File file, int64_t start, int64_t length, bint more_body
     ):
         cdef bytes body = None
         if start > <int64_t>PY_SSIZE_T_MAX - length:
-            raise ValueError(f"{what} is larger than can be sent")
+            raise ValueError(f"{message[TYPE]}: {key} is larger than can be sent")
         if length < GATHER_MIN:
             # To read is cheaper than to keep a descriptor, and leaves with the head.
             body = file.read(start, <Py_ssize_t>length)
             file = None
-        return self._deliver(what, body, file, <Py_ssize_t>start, <Py_ssize_t>length, more_body)
+        return self._deliver(message, key, body, file, <Py_ssize_t>start, <Py_ssize_t>length, more_body)
 
     cdef object _deliver(
-        self, str what, bytes body, File file, Py_ssize_t start, Py_ssize_t length, bint more_body
+        self, dict message, str key, bytes body, File file, Py_ssize_t start, Py_ssize_t length,
+        bint more_body,
     ):
-        """Send so much of the body: `body`, or the piece of `file` from `start` on."""
+        """Send so much of the body, which `key` of `message` gave: `body`, or the piece of
+        `file` from `start` on."""
         cdef Http1Connection connection = self.connection
         cdef Transport transport = connection.transport
         if self.progress == HEAD_KEPT:
-            self._check_length(what, self.head.content_length, length, more_body)
+            self._check_length(message, key, self.head.content_length, length, more_body)
             self._write_head(length, more_body)
         elif self.framing == FRAMING_LENGTH:
-            self._check_length(what, self.length_left, length, more_body)
+            self._check_length(message, key, self.length_left, length, more_body)
         self._write_body(body, file, start, length, more_body)
         if not connection.parsing or transport.output().pending > COLLECT:
             transport.flush()
@@ -1001,21 +1003,21 @@ cdef class HttpExchange(Conversation):
     cdef int _refuse_body(self, str kind) except -1:
         """Raise what says why this message may not come now."""
         if self.progress == NOT_STARTED:
-            raise RuntimeError(f"{kind} was sent before {RESPONSE_START}")
+            raise RuntimeError(f"{kind} was sent before {kind.rpartition('.')[0]}.start")
         if self.progress == HEAD_WRITTEN:
             raise RuntimeError(f"{kind} was sent after the body had begun")
         raise RuntimeError(f"{kind} was sent after the body had ended")
 
     cdef int _check_length(
-        self, str what, int64_t left, Py_ssize_t length, bint more_body
+        self, dict message, str key, int64_t left, Py_ssize_t length, bint more_body
     ) except -1:
         """Content-Length is a promise to the client (RFC 9110 section 8.6)."""
         if left < 0 or self.is_head or (self.head is not None and self.head.status == 304):
             return 0
         if length > left:
-            raise RuntimeError(f"{what} is longer than content-length says")
+            raise RuntimeError(f"{message[TYPE]}: {key} is longer than content-length says")
         if length < left and not more_body:
-            raise RuntimeError(f"{what} is shorter than content-length says")
+            raise RuntimeError(f"{message[TYPE]}: {key} is shorter than content-length says")
         return 0
 
     cdef int _write_head(self, Py_ssize_t length, bint more_body) except -1:

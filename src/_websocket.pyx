@@ -119,6 +119,7 @@ cdef extern from "Python.h":
 
 
 cdef str TYPE = "type"
+cdef str DENIAL_START = "websocket.http.response.start"
 cdef str TEXT = "text"
 cdef str BYTES = "bytes"
 cdef str WEBSOCKET_RECEIVE = "websocket.receive"
@@ -816,15 +817,15 @@ cdef class WebSocketExchange(HttpExchange):
             return self._accept(<dict>message)
         if kind == "websocket.close":
             return self._close(<dict>message)
-        if kind == "websocket.http.response.start" or kind == "websocket.http.response.body":
+        if kind == DENIAL_START or kind == "websocket.http.response.body":
             if self.session is not None:
                 raise RuntimeError(f"{kind} was sent after websocket.accept")
             self._check_open()
-            if kind == "websocket.http.response.start":
+            if kind == DENIAL_START:
                 self.keep_alive = False
-                return self.start(<dict>message)
+                return self.start(DENIAL_START, <dict>message)
             return self.send_body(<dict>message)
-        raise ValueError(f"send(): {kind!r:.100} is not a message of a WebSocket")
+        raise ValueError(f"send(): type {kind!r:.100} is not a message of a WebSocket")
 
     cdef int _check_open(self) except -1:
         """Raises ClientDisconnected when there is nobody, or nothing more, to be told."""
@@ -874,7 +875,7 @@ cdef class WebSocketExchange(HttpExchange):
         if self.disconnected:
             self.after_disconnect()
         if self.progress != NOT_STARTED:
-            raise RuntimeError("websocket.accept was sent after websocket.http.response.start")
+            raise RuntimeError(f"websocket.accept was sent after {DENIAL_START}")
         if subprotocol is not None and subprotocol not in self.subprotocols:
             raise ValueError(
                 f"websocket.accept: subprotocol {subprotocol!r:.100} is not one that the client offers"
@@ -939,9 +940,9 @@ cdef class WebSocketExchange(HttpExchange):
         if self.session is None:
             # A refusal has neither: what they are does not matter.
             if self.progress != NOT_STARTED:
-                raise RuntimeError("websocket.close was sent after websocket.http.response.start")
+                raise RuntimeError(f"websocket.close was sent after {DENIAL_START}")
             self.keep_alive = False
-            self.start({"status": 403})
+            self.start(DENIAL_START, {"status": 403})
             return self.send_body({})
         if code is None:
             code = 1000

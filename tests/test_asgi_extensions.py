@@ -367,7 +367,7 @@ class TestPathsend(OverBoth):
             assert client.get("/").status == 500
         (error,) = server.exceptions()
         assert str(error) == (
-            f"http.response.pathsend: the file is {wrong} than content-length says"
+            f"http.response.pathsend: the file at path is {wrong} than content-length says"
         )
 
     @pytest.mark.parametrize("size", [1, CHOKED])
@@ -667,8 +667,8 @@ SHUTDOWN = "fastserve.shutdown"
         ([START], zerocopysend("FILE", offset=2**63 - 1), ValueError(f"{COPY}: offset {2**63 - 1} is behind the end")),
         ([START], zerocopysend("FILE", offset=90, count=11), ValueError(f"{COPY}: count is 11, the file has 10 bytes from 90 on")),
         ([START], zerocopysend("FILE", offset=90, count=2**63 - 1), ValueError(f"{COPY}: count is {2**63 - 1}, the")),
-        ([], {"type": "http.response.push", "path": "/", "headers": []}, ValueError("send(): 'http.response.push' is not a message of an HTTP response")),
-        ([], {"type": "http.response.debug", "info": {}}, ValueError("send(): 'http.response.debug' is not a message of an HTTP response")),
+        ([], {"type": "http.response.push", "path": "/", "headers": []}, ValueError("send(): type 'http.response.push' is not a message of an HTTP response")),
+        ([], {"type": "http.response.debug", "info": {}}, ValueError("send(): type 'http.response.debug' is not a message of an HTTP response")),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("worker, poller", [("asyncio", "loop")], indirect=True)

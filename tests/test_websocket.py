@@ -1943,7 +1943,7 @@ MISUSES: list[tuple[list[Message], Any, type[Exception], str]] = [
         for row in (
             (before, None, TypeError, "dict"),
             (before, [("type", "websocket.send")], TypeError, "dict"),
-            (before, {}, ValueError, "None"),
+            (before, {}, ValueError, "type None"),
             (before, {"type": "websocket.nonsense"}, ValueError, "websocket.nonsense"),
             (before, {"type": "websocket.receive"}, ValueError, "websocket.receive"),
             (before, {"type": b"websocket.accept"}, ValueError, "websocket.accept"),
@@ -1980,19 +1980,34 @@ MISUSES: list[tuple[list[Message], Any, type[Exception], str]] = [
         ([], {**ACCEPT, "headers": headers}, TypeError, "websocket.accept.*headers")
         for headers in [1, "ab", b"ab", {b"a": b"b"}, [None], [(b"a",)], [("a", b"b")]]
     ),
-    ([], DENIAL_BODY, RuntimeError, "http.response.body.*http.response.start"),
-    ([], {"type": DENIAL["type"]}, TypeError, "http.response.start.*status"),
-    ([], {**DENIAL, "status": 101}, ValueError, "http.response.start.*status"),
-    ([], {**DENIAL, "headers": [(b"a", b"\r\n")]}, ValueError, "http.response.start.*header"),
+    (
+        [],
+        DENIAL_BODY,
+        RuntimeError,
+        "^websocket.http.response.body.* websocket.http.response.start",
+    ),
+    ([], {"type": DENIAL["type"]}, TypeError, "^websocket.http.response.start.*status"),
+    ([], {**DENIAL, "status": 101}, ValueError, "^websocket.http.response.start.*status"),
+    (
+        [],
+        {**DENIAL, "headers": [(b"a", b"\r\n")]},
+        ValueError,
+        "^websocket.http.response.start.*header",
+    ),
     *(
         row
         for before in ([DENIAL], [DENIAL, DENIAL_BODY])
         for row in (
             (before, ACCEPT, RuntimeError, "websocket.accept.*http.response.start"),
             (before, {"type": "websocket.close"}, RuntimeError, "close.*http.response.start"),
-            (before, DENIAL, RuntimeError, "http.response.start"),
+            (before, DENIAL, RuntimeError, "^websocket.http.response.start"),
             (before, to_send("text"), RuntimeError, "websocket.send.*websocket.accept"),
-            (before, {**DENIAL_BODY, "body": "text"}, TypeError, "http.response.body.*body"),
+            (
+                before,
+                {**DENIAL_BODY, "body": "text"},
+                TypeError,
+                "^websocket.http.response.body.*body",
+            ),
         )
     ),
     *(

@@ -30,7 +30,7 @@ cdef class ResponseHead:
         Py_ssize_t _used
         char[HEAD_INLINE] _small
 
-    cdef int start(self, object status, object headers) except -1
+    cdef int start(self, str message, object status, object headers) except -1
     cdef int switch_protocols(self, object headers) except -1
     cdef int early_hint(self, object links) except -1
     cdef int trailers(self, object headers) except -1

@@ -173,22 +173,23 @@ cdef class HttpExchange(Conversation):
     cdef int opened(self, dict scope, bint has_body) except -1
     cdef int body_arrived(self, const char* data, Py_ssize_t length) except -1
     cdef int disconnect(self, bint lost) except -1
-    cdef object start(self, dict message)
+    cdef object start(self, str kind, dict message)
     cdef object send_body(self, dict message)
     cdef object _send_path(self, dict message)
     cdef object _send_descriptor(self, dict message)
     cdef object _send_file(
-        self, str what, File file, int64_t start, int64_t length, bint more_body
+        self, dict message, str key, File file, int64_t start, int64_t length, bint more_body
     )
     cdef object _deliver(
-        self, str what, bytes body, File file, Py_ssize_t start, Py_ssize_t length, bint more_body
+        self, dict message, str key, bytes body, File file, Py_ssize_t start, Py_ssize_t length,
+        bint more_body,
     )
     cdef object _sent(self, Py_ssize_t length)
     cdef object _send_early_hint(self, dict message)
     cdef object _send_trailers(self, dict message)
     cdef int _refuse_body(self, str kind) except -1
     cdef int _check_length(
-        self, str what, int64_t left, Py_ssize_t length, bint more_body
+        self, dict message, str key, int64_t left, Py_ssize_t length, bint more_body
     ) except -1
     cdef bint _leaves_too_much(self, bint more_body) noexcept
     cdef int log_access(self) except -1
