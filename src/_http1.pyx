@@ -14,7 +14,6 @@ from cpython.bytes cimport PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.dict cimport PyDict_Copy
 from cpython.object cimport PyObject
 from libc.stdint cimport INT64_MAX
-from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from fastserve._conversation import ClientDisconnected
 
@@ -65,12 +64,6 @@ cdef str IS_SET = "is_set"
 cdef str SHUTTING_DOWN = "The server is shutting down."
 cdef tuple NO_HEADERS = ()
 cdef tuple VERSIONS = ("1.0", "1.1")
-
-
-cdef int64_t _microseconds() noexcept:
-    cdef timespec now
-    clock_gettime(CLOCK_MONOTONIC, &now)
-    return <int64_t>now.tv_sec * 1000000 + now.tv_nsec // 1000
 
 
 @cython.final
@@ -141,8 +134,7 @@ cdef class Http1Factory(ProtocolFactory):
         Upgrade upgrade=None,
         Gate gate=None,
         Trust trust=None,
-        access=None,
-        bint access_fields=False,
+        AccessLines access=None,
         state=None,
         wait_for_shutdown,
         is_shutting_down,
@@ -162,9 +154,7 @@ cdef class Http1Factory(ProtocolFactory):
     ):
         """`upgrade`: the other protocol that a request may ask for. `gate`: how many may run
         at once. `trust`: which peers are believed about where a request comes from; None:
-        none. `access`: called for each response with client, method, raw_path, query_string,
-        http_version, status, body length in bytes, and microseconds; with `access_fields`
-        also with the request's fields and the application's, both as tuples of pairs.
+        none. `access`: where each exchange has its line; None: there is no access log.
         `state`: the lifespan's, copied for each request; None where the application has no
         lifespan. `fields`: pairs of bytes, for every response. `wait_for_shutdown()`,
         `is_shutting_down()`: what applications have as `fastserve.shutdown`. Timeouts are in
@@ -174,7 +164,6 @@ cdef class Http1Factory(ProtocolFactory):
         self.gate = gate
         self.trust = trust
         self.access = access
-        self.access_fields = access_fields
         self.state = state
         self.wait_for_shutdown = wait_for_shutdown
         self.is_shutting_down = is_shutting_down
@@ -286,6 +275,7 @@ cdef class Http1Connection(Protocol):
                 exchange.leave_gate()
             self.exchange = None
             exchange.disconnect(True)
+            exchange.log_access()
         return 0
 
     cdef int resume_writing(self) except -1:
@@ -444,10 +434,7 @@ cdef class Http1Connection(Protocol):
         exchange.owes_continue = parser.expect_continue
         exchange.is_http10 = parser.minor_version == 0
         exchange.accepts_trailers = parser.accepts_trailers and not upgrades
-        exchange.method = parser.method
         exchange.is_head = parser.method == "HEAD"
-        exchange.raw_path = parser.raw_path
-        exchange.query_string = parser.query_string
         if factory.root_path:
             path = _below(factory.root_path, path)
         scope["asgi"] = PyDict_Copy(factory.asgi)
@@ -468,16 +455,17 @@ cdef class Http1Connection(Protocol):
             self._tell_origin(exchange, scope)
         if factory.state is not None:
             scope["state"] = factory.state.copy()
+        if factory.access is not None:
+            exchange.entry = factory.access.begin(
+                parser.method, parser.raw_path, parser.query_string, parser.minor_version,
+                parser.headers, scope["client"], scope["scheme"], self.transport.tls,
+                self.origin is not None,
+            )
         parser.release()
         self.exchange = exchange
         self.phase = PHASE_APPLICATION
         self.deadline = 0           # the head's; `_settle` sets the next one
         self.body_received = 0
-        if factory.access is not None:
-            exchange.begun = _microseconds()
-            if factory.access_fields:
-                # The list itself is the application's, which may change it.
-                exchange.request_fields = tuple(scope["headers"])
         if 0 <= factory.limit_body < parser.content_length:
             self.refuse(413, "The request body is too large.")
         elif upgrades:
@@ -507,8 +495,6 @@ cdef class Http1Connection(Protocol):
             scope["client"] = self.transport.client
             return 0
         if origin.has_client:
-            exchange.has_client = True
-            exchange.client = origin.client
             scope["client"] = origin.client
         else:
             scope["client"] = self.transport.client
@@ -550,6 +536,8 @@ cdef class Http1Connection(Protocol):
     cdef int _spawn(self) except -1:
         cdef HttpExchange exchange = self.exchange
         exchange.spawned = True
+        if exchange.entry is not None:
+            self.factory.access.call(exchange.entry)
         return self.factory.host.start(exchange)
 
     cdef int refuse(self, int status, str reason, bytes fields=b"") except -1:
@@ -590,9 +578,10 @@ cdef class Http1Connection(Protocol):
         if exchange is None or not exchange.is_head:
             out.append_bytes(body)
         if exchange is not None:
-            exchange.status = status
-            exchange.response_fields = _plain_text
-            exchange.sent = PyBytes_GET_SIZE(body)
+            if exchange.entry is not None:
+                self.factory.access.start(exchange.entry, status)
+                exchange.entry.keep_answered(_plain_text)
+                exchange.entry.sent = PyBytes_GET_SIZE(body)
             exchange.log_access()
         return 0
 
@@ -707,13 +696,6 @@ cdef class Http1Connection(Protocol):
 
 
 cdef tuple _plain_text = ((b"content-type", b"text/plain; charset=utf-8"),)
-
-
-cdef object repeatable(object fields):
-    """The same fields; in a list if they could be gone through only once."""
-    if isinstance(fields, (list, tuple, str, bytes, dict)) or not hasattr(fields, "__iter__"):
-        return fields
-    return list(fields)
 
 
 cdef bint _is_alone(PyObject* found, Py_ssize_t size) noexcept:
@@ -843,12 +825,10 @@ cdef class HttpExchange(Conversation):
         cdef object fields = get(message, "headers", NO_HEADERS)
         if self.progress != NOT_STARTED:
             raise RuntimeError(f"{kind} was sent already")
-        if self.factory.access_fields:
-            fields = repeatable(fields)
+        if self.entry is not None:
+            fields = self.entry.keep_answered(fields)
         head = ResponseHead.__new__(ResponseHead)
         head.start(kind, get(message, "status", None), fields)
-        if self.factory.access_fields:
-            self.response_fields = tuple(fields)
         self.head = head
         # With headers and two more keys, these are all found; else it is worth a look.
         if PyDict_GET_SIZE(<PyObject*>message) > 3 or fields is NO_HEADERS:
@@ -1026,7 +1006,8 @@ cdef class HttpExchange(Conversation):
         cdef ResponseHead head = self.head
         cdef SendBuffer out = connection.transport.output()
         self.head = None
-        self.status = head.status
+        if self.entry is not None:
+            factory.access.start(self.entry, head.status)
         head.append_to(out)
         factory.append_own_fields(head, out)
         self.length_left = head.content_length
@@ -1081,7 +1062,8 @@ cdef class HttpExchange(Conversation):
         cdef SendBuffer out = self.connection.transport.output()
         if self.framing == FRAMING_NONE:
             return 0
-        self.sent += length
+        if self.entry is not None:
+            self.entry.sent += length
         if self.framing == FRAMING_CHUNKED:
             if length:
                 append_chunk_size(out, length)
@@ -1107,30 +1089,19 @@ cdef class HttpExchange(Conversation):
         self.more_body = None
         self.buffered = 0
         self.wake_all()
-        self.log_access()       # as long as there is a transport to ask for the client
+        self.log_access()
         if not self.lost:
             self.connection._response_complete(self)
         return 0
 
     cdef int log_access(self) except -1:
-        cdef object access = self.factory.access
-        cdef Transport transport = self.connection.transport
-        if access is None or transport is None:
+        """It has ended, in one way or the other."""
+        cdef Entry entry = self.entry
+        if entry is None:
             return 0
-        client = self.client if self.has_client else transport.client
-        if self.factory.access_fields:
-            access(
-                client, self.method, self.raw_path, self.query_string,
-                VERSIONS[not self.is_http10], self.status, self.sent,
-                _microseconds() - self.begun, self.request_fields, self.response_fields or (),
-            )
-        else:
-            access(
-                client, self.method, self.raw_path, self.query_string,
-                VERSIONS[not self.is_http10], self.status, self.sent,
-                _microseconds() - self.begun,
-            )
-        return 0
+        self.entry = None
+        entry.received = self.connection.body_received
+        return self.factory.access.end(entry)
 
     cdef object after_disconnect(self):
         if self.factory.raise_on_disconnect:

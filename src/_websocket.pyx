@@ -25,7 +25,7 @@ from fastserve._conversation import ClientDisconnected
 from fastserve._buffer cimport GATHER_MIN
 from fastserve._conversation cimport WAIT_WRITABLE, get, is_disconnect
 from fastserve._deflate cimport DEFLATE_MOST
-from fastserve._http1 cimport COMPLETE, NOT_STARTED, Http1Connection, repeatable
+from fastserve._http1 cimport COMPLETE, NOT_STARTED, Http1Connection
 from fastserve._transport cimport END_ENDLESS, Stage
 
 
@@ -880,11 +880,12 @@ cdef class WebSocketExchange(HttpExchange):
             raise ValueError(
                 f"websocket.accept: subprotocol {subprotocol!r:.100} is not one that the client offers"
             )
-        fields = () if fields is None else repeatable(fields)
+        if fields is None:
+            fields = ()
+        if self.entry is not None:
+            fields = self.entry.keep_answered(fields)
         head = ResponseHead.__new__(ResponseHead)
         head.switch_protocols(fields)
-        if self.factory.access_fields:
-            self.response_fields = tuple(fields)
         if self.offers and self.upgrade.negotiate is not None:
             agreed = self.upgrade.negotiate(self.offers)
         session = self._new_session(agreed)
@@ -901,7 +902,8 @@ cdef class WebSocketExchange(HttpExchange):
         if agreed is not None:
             out.append_bytes(b"sec-websocket-extensions: " + agreed[0].encode("ascii") + b"\r\n")
         out.append(b"\r\n", 2)
-        self.status = 101
+        if self.entry is not None:
+            self.factory.access.start(self.entry, 101)
         self.leave_gate()
         self.progress = COMPLETE
         self.log_access()

@@ -1,6 +1,7 @@
 # Declarations of fastserve._http1. No ABI is promised between releases.
 from libc.stdint cimport int64_t
 
+from fastserve._access cimport AccessLines, Entry
 from fastserve._buffer cimport SendBuffer
 from fastserve._conversation cimport Conversation, Host
 from fastserve._file cimport File
@@ -41,9 +42,6 @@ cdef enum Framing:                  # of a response body, RFC 9112 section 6
     FRAMING_CLOSE                   # until the connection is closed: HTTP/1.0
 
 
-cdef object repeatable(object fields)
-
-
 cdef class Gate:
     cdef:
         Py_ssize_t limit
@@ -65,8 +63,7 @@ cdef class Http1Factory(ProtocolFactory):
         Upgrade upgrade                 # None: no other protocol
         Gate gate                       # None: as many at once as come
         Trust trust                     # None: no peer is believed
-        object access
-        bint access_fields
+        AccessLines access              # None: there is no access log
         dict scope
         dict asgi
         dict state
@@ -157,17 +154,7 @@ cdef class HttpExchange(Conversation):
         bint keep_alive
         bint accepts_trailers           # the request has TE: trailers
         bint has_trailers               # the response is to have some
-        # for the access line
-        bint has_client                 # a proxy said who it is
-        object client
-        str method
-        bytes raw_path
-        bytes query_string
-        int status
-        int64_t sent
-        int64_t begun
-        tuple request_fields            # None, unless the access line has some of them
-        tuple response_fields
+        Entry entry                     # for the access line; None: there will be none
 
     cdef int leave_gate(self) except -1
     cdef int opened(self, dict scope, bint has_body) except -1

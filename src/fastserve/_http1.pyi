@@ -1,6 +1,7 @@
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
+from fastserve._access import AccessLines
 from fastserve._conversation import Conversation, Host
 from fastserve._forwarded import Trust
 from fastserve._transport import ProtocolFactory, Stage
@@ -25,8 +26,7 @@ class Http1Factory(ProtocolFactory):
         upgrade: Upgrade | None = None,
         gate: Gate | None = None,
         trust: Trust | None = None,
-        access: Callable[..., None] | None = None,
-        access_fields: bool = False,
+        access: AccessLines | None = None,
         state: dict[str, Any] | None = None,
         wait_for_shutdown: Callable[[], Coroutine[Any, Any, None]],
         is_shutting_down: Callable[[], bool],

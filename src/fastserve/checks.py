@@ -38,6 +38,7 @@ __all__ = [
     "RootPath",
     "Seconds",
     "Several",
+    "Share",
     "Size",
     "Switch",
     "Target",
@@ -229,6 +230,22 @@ class Seconds(Check):
 
 _TIME = re.compile(r"(?P<number>[0-9]{1,20}(?:\.[0-9]{1,20})?|\.[0-9]{1,20})(?P<unit>ms|[smhd]?)")
 _SECONDS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
+
+
+@dataclass(frozen=True, slots=True)
+class Share(Check):
+    """A part of the whole: a number from 0 to 1."""
+
+    metavar: str = "SHARE"
+
+    def __call__(self, value: Any) -> float:
+        try:
+            share = math.nan if isinstance(value, bool) else float(value)
+        except (TypeError, ValueError, OverflowError):
+            share = math.nan
+        if not 0 <= share <= 1:
+            raise ValueError(f"a number from 0 to 1 expected, not {value!r}")
+        return share
 
 
 class Choice(Check):
@@ -483,7 +500,7 @@ class Target(Check):
 
 @dataclass(frozen=True, slots=True)
 class LineFormat(Check):
-    """A format with atoms like %(h)s; %% is a percent sign."""
+    """A format with atoms like %(h)s, in which %% is a percent sign; or `json`."""
 
     metavar: str = "FORMAT"
 

@@ -39,6 +39,7 @@ from fastserve.checks import (
     RootPath,
     Seconds,
     Several,
+    Share,
     Size,
     Switch,
     Target,
@@ -708,8 +709,22 @@ class Config:
         '%(h)s %(l)s %(l)s %(t)s "%(r)s" %(s)s %(B)s %(D)sus',
         LOGGING,
         LineFormat(),
-        "What is in that line (docs/logging.md).",
+        "What is in that line: atoms like %(h)s, or json (docs/logging.md).",
         aliases=(Alias("access_log_format", flag=""),),
+    )
+    access_log_sample: float = option(
+        1.0,
+        LOGGING,
+        Share(),
+        "The share of the requests that have a line; those that fail, with a status from 500 on,"
+        " always have one.",
+    )
+    access_log_exclude: tuple[str, ...] = option(
+        (),
+        LOGGING,
+        Several(Text(metavar="PATH")),
+        "A path that has no line; /path/* is all below it. May be repeated.",
+        repeatable=True,
     )
     error_logfile: str = option(
         "-",

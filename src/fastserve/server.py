@@ -164,7 +164,12 @@ class Server:
         config = self.config
         with contextlib.ExitStack() as stack:
             if config.access_logfile is not None:
-                self._access = AccessLog(config.access_logfile, config.access_logformat)
+                self._access = AccessLog(
+                    config.access_logfile,
+                    config.access_logformat,
+                    sample=config.access_log_sample,
+                    exclude=config.access_log_exclude,
+                )
                 stack.callback(self._access.close)
             if config.certfile:
                 self._certificates = Certificates(config)
@@ -416,8 +421,7 @@ def _factory(
         upgrade=_upgrade(config),
         gate=_gate(config),
         trust=trust if config.proxy_headers else None,
-        access=None if access is None else access.write,
-        access_fields=access is not None and access.wants_fields,
+        access=None if access is None else access.lines,
         state=state,
         wait_for_shutdown=notice.wait,
         is_shutting_down=lambda: notice.is_set,
