@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import io
 import os
 import re
 import shutil
@@ -96,6 +97,7 @@ class Program:
         cwd: Path | None = None,
         env: dict[str, str] | None = None,
         pass_fds: tuple[int, ...] = (),
+        stdout: int = subprocess.PIPE,
     ) -> None:
         self.popen = subprocess.Popen(
             command,
@@ -103,13 +105,13 @@ class Program:
             env=others_environment() if env is None else env,
             stdin=subprocess.DEVNULL,
             pass_fds=pass_fds,
-            stdout=subprocess.PIPE,
+            stdout=stdout,
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
         )
-        assert self.popen.stdout is not None and self.popen.stderr is not None
-        self.out = Lines(self.popen.stdout)
+        assert self.popen.stderr is not None
+        self.out = Lines(self.popen.stdout or io.StringIO())
         self.err = Lines(self.popen.stderr)
 
     def send_signal(self, number: int) -> None:

@@ -18,7 +18,7 @@ import ssl
 import stat
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from fastserve._access import AccessLines
 from fastserve.checks import ATOM, ConfigError
