@@ -248,7 +248,12 @@ def test_every_option_arrives(server: FakeServer, app_dir: Path) -> None:
         "log_level": "debug",
         "access_logfile": "-",
         "access_logformat": "%(s)s",
+        "access_log_sample": 0.5,
+        "access_log_exclude": ("/live", "/static/*"),
         "error_logfile": "errors",
+        "log_format": "json",
+        "log_colors": "never",
+        "log_config": "log.toml",
     }
     assert given.keys() == OPTIONS.keys()
     (app_dir / "web.py").write_text("def app(): return lambda *a: None\n")

@@ -1,5 +1,6 @@
 """What the documentation says of the options is what the code does."""
 
+import json
 import re
 import runpy
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fastserve import cli
-from fastserve.access import ATOMS
+from fastserve.access import ATOMS, MEMBERS
 from fastserve.config import ALIASES, IGNORED, OPTIONS, REFUSED
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -71,5 +72,7 @@ def test_every_flag_that_is_known_is_a_flag() -> None:
 
 def test_every_atom_is_described() -> None:
     text = (DOCS / "logging.md").read_text()
-    assert set(re.findall(r"%\((\w)\)s", text)) == {*ATOMS, "l"}
+    assert set(re.findall(r"%\((\w+)\)s", text)) == {*ATOMS, "l", "p"}
+    example = json.loads(re.findall("```json\n(.*?)```", text, re.DOTALL)[0])
+    assert list(example) == [*MEMBERS, "pid"]
     assert OPTIONS["access_logformat"].default in text

@@ -44,6 +44,7 @@ SPECIAL: dict[str, st.SearchStrategy[Any]] = {
     "access_logformat": st.lists(st.sampled_from(["%(h)s", " ", '"', "%%", "\\", "%({a-b}i)-9s"]))
     .map("".join)
     .map("x{}".format),
+    "access_log_sample": st.floats(0, 1),
 }
 
 
@@ -129,6 +130,9 @@ BAD = {
     "pid": "\0",
     "app_dir": "\0",
     "access_logfile": "\0",
+    "access_log_sample": 1.5,
+    "access_log_exclude": [""],
+    "log_config": "\0",
     "error_logfile": "\0",
     "insecure_bind": "a b:1",
     "probe_path": 5,
@@ -236,6 +240,9 @@ ALIAS_CASES: dict[str, list[tuple[Any, Any]]] = {
     "error_log": [("e.log", "e.log")],
     "errorlog": [("e.log", "e.log")],
     "error_log_target": [("e.log", "e.log")],
+    "use_colors": [(True, "always"), (False, "never")],
+    "no_use_colors": [(True, "never"), (False, "auto")],
+    "logconfig": [("log.ini", "log.ini")],
     "no_proxy_headers": [(True, ())],
     "ssl_certfile": [("a.pem", ("a.pem",))],
     "ssl_keyfile": [("a.key", ("a.key",))],

@@ -232,6 +232,14 @@ def _no_access_log(value: bool, now: str | None) -> str | None:
     return None if value else now
 
 
+def _colors(value: bool, now: str) -> str:
+    return "always" if value else "never"
+
+
+def _no_colors(value: bool, now: str) -> str:
+    return "never" if value else now
+
+
 def _no_proxy_headers(value: bool, now: tuple[str, ...]) -> tuple[str, ...]:
     return () if value else now
 
@@ -738,6 +746,29 @@ class Config:
             Alias("error_log_target", flag=""),
         ),
     )
+    log_format: str = option(
+        "text",
+        LOGGING,
+        Choice("text", "json"),
+        "How the server's own messages are written; json is an object in each line.",
+    )
+    log_colors: str = option(
+        "auto",
+        LOGGING,
+        Choice("auto", "always", "never"),
+        "Whether they have colours; auto on a terminal, unless NO_COLOR is set.",
+        aliases=(
+            Alias("use_colors", _colors, switch=True),
+            Alias("no_use_colors", _no_colors, switch=True),
+        ),
+    )
+    log_config: str | None = option(
+        None,
+        LOGGING,
+        Path(metavar="FILE"),
+        "Configure Python's logging by this file: .toml or .json for a dict, else ini.",
+        aliases=(Alias("logconfig", flag=""),),
+    )
 
     def __post_init__(self) -> None:
         for option in OPTIONS.values():
@@ -797,8 +828,6 @@ IGNORED: Mapping[str, Ignored] = MappingProxyType(
     {
         "http": Ignored("there is one parser", has_value=True),
         "ws": Ignored("WebSockets are always served, by one implementation", has_value=True),
-        "use_colors": Ignored("the log has no colours"),
-        "no_use_colors": Ignored("the log has no colours"),
         "reset_contextvars": Ignored("each request has a fresh context anyway"),
         "daemon": Ignored("the process stays in the foreground"),
     }
@@ -821,6 +850,7 @@ REFUSED: Mapping[str, str] = MappingProxyType(
         " and for each read of a body",
         "ssl_version": "see tls_min_version, the oldest version that is spoken",
         "access_logger": "see access_logfile and access_logformat",
+        "logconfig_dict": "call logging.config.dictConfig before: the handlers that are there stay",
         "error_logger": "see error_logfile, or give the logger 'fastserve' handlers of your own",
     }
 )

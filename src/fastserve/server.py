@@ -61,7 +61,13 @@ def run(
 
     `options`: the fields of Config. Raises ConfigError, ApplicationError, ServerError."""
     config = _configured(config, options)
-    set_up(config.log_level, config.error_logfile)
+    set_up(
+        config.log_level,
+        config.error_logfile,
+        format=config.log_format,
+        colors=config.log_colors,
+        file=config.log_config or "",
+    )
     worker_class = _worker_class(config)
     if config.debug and not worker_class.can_debug:
         logger.warning("--debug is ignored: %s has no debug mode", worker_class.name)
