@@ -21,6 +21,8 @@ import servers
 from client import HOST, AnswerError, Client, connect
 from harness import START_SECONDS, Bench, Results, rate, settle
 
+# Bytes of an access line; what has not been written yet at the end of a run is made up for.
+LINE_LEAST = 20
 HELLO = b"Hello, world!"
 KIB, MIB = 1024, 1024 * 1024
 
@@ -78,6 +80,7 @@ class Scenario:
     tls: bool = False
     size: int = 0  # of the file that is asked for
     warm_up: int = 320  # requests
+    logged: bool = False
 
     @property
     def answer(self) -> bytes:
@@ -127,6 +130,7 @@ SCENARIOS = {
         size=100 * MIB,
         warm_up=2,
     ),
+    "logged": Scenario("plaintext GET with an access log, 64 connections", logged=True),
     "seed-get": Scenario("echo benchmark: GET, 20 connections", app="echo", connections=20),
     "seed-post": Scenario(
         "echo benchmark: POST, 20 connections",
@@ -225,6 +229,8 @@ def measure(bench: Bench, server: servers.Server, name: str, key: str, number: i
             scenario, server.port, bench.seconds, bench.load_core, bench.installation.work
         )
         spent = server.cpu_seconds() - before
+        if scenario.logged and bench.installation.logged_bytes() < LINE_LEAST * requests:
+            raise AnswerError("it has not logged its requests")
         server.alive()
     except (AnswerError, OSError, servers.ServerError, subprocess.TimeoutExpired) as error:
         return Sample(name, key, number, error=harness.failure(error, server))
@@ -239,11 +245,14 @@ def visit(bench: Bench, name: str, number: int) -> Iterator[Sample]:
             continue
         if first.app == "file" and name == "floor":
             continue
+        if first.logged and not servers.keeps_log(name):
+            continue
         for key in group:
             write_file(bench.installation.work, SCENARIOS[key])
+        bench.installation.access_log.unlink(missing_ok=True)
         port = servers.free_port()
         command = bench.installation.command(
-            name, first.app, port, str(first.floor_size), first.tls
+            name, first.app, port, str(first.floor_size), first.tls, first.logged
         )
         with servers.running(command, port, bench.installation.work, bench.server_core) as server:
             for key in group:
@@ -257,10 +266,11 @@ def write_file(work: Path, scenario: Scenario) -> None:
 
 
 def shareable(keys: list[str]) -> list[list[str]]:
-    groups: dict[tuple[str, int, bool], list[str]] = {}
+    groups: dict[tuple[str, int, bool, bool], list[str]] = {}
     for key in keys:
         scenario = SCENARIOS[key]
-        groups.setdefault((scenario.app, scenario.floor_size, scenario.tls), []).append(key)
+        kind = (scenario.app, scenario.floor_size, scenario.tls, scenario.logged)
+        groups.setdefault(kind, []).append(key)
     return list(groups.values())
 
 

@@ -80,6 +80,20 @@ TLS_OPTIONS = {
     "hypercorn": "--certfile {certfile} --keyfile {keyfile}",
 }
 
+# What makes each of them write an access log into a file: what its command no longer has, and what
+# is added. Where nothing is, the log goes to stdout, and that is a file as well.
+ACCESS_LOG = {
+    "fastserve": ("", " --access-logfile {access_log}"),
+    "uvicorn": (" --no-access-log --log-level warning", ""),
+    "granian": (" --no-access-log --log-level warning", " --access-log"),
+    "gunicorn": ("", " --access-logfile {access_log}"),
+    "hypercorn": ("", " --access-logfile {access_log}"),
+}
+
+
+def keeps_log(name: str) -> bool:
+    return name.partition("-")[0] in ACCESS_LOG
+
 
 def speaks_tls(name: str) -> bool:
     return name.partition("-")[0] in TLS_OPTIONS
@@ -110,8 +124,23 @@ class Installation:
     peers: str
     floor: str
 
+    @property
+    def access_log(self) -> Path:
+        return self.work / "access.log"
+
+    def logged_bytes(self) -> int:
+        """Of all that the present server has written to a file."""
+        files = (self.access_log, self.work / "server.log")
+        return sum(file.stat().st_size for file in files if file.exists())
+
     def command(
-        self, name: str, app: str, port: int, floor_answer: str, tls: bool = False
+        self,
+        name: str,
+        app: str,
+        port: int,
+        floor_answer: str,
+        tls: bool = False,
+        logged: bool = False,
     ) -> list[str]:
         """`floor_answer` is for the floor, which has no application: see floor.c."""
         values = {
@@ -124,8 +153,12 @@ class Installation:
             "floor_answer": floor_answer,
             "certfile": str(CERTIFICATES / "server.pem"),
             "keyfile": str(CERTIFICATES / "server.key"),
+            "access_log": str(self.access_log),
         }
         command = (COMMANDS | WEBSOCKET_COMMANDS)[name]
+        if logged:
+            without, more = ACCESS_LOG[name.partition("-")[0]]
+            command = command.replace(without, "") + more
         if tls:
             command += " " + TLS_OPTIONS[name.partition("-")[0]]
         return [word.format_map(values) for word in command.split()]

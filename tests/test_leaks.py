@@ -36,6 +36,8 @@ from conftest import (
 )
 
 import fastserve
+from fastserve._access import AccessLines
+from fastserve.access import parts_of
 
 pytestmark = pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc")
 combinations = pytest.mark.parametrize(
@@ -537,6 +539,32 @@ def test_no_collector_is_needed(watched: Watched, name: str) -> None:
         watched.settle(collect=False)
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("worker, poller", [("uvloop", "epoll")], indirect=True)
+@pytest.mark.parametrize("name", ACTIONS)
+def test_nothing_stays_of_an_access_line(no_records: None, serve: Serve, name: str) -> None:
+    app = Application()
+    format = "%(h)s %(u)s %(r)s %({x-a}i)s %({x-head}o)s %(id)s %(ttfb)s"
+    watched = Watched(serve(app, access_logfile=os.devnull, access_logformat=format), app)
+    watched.stays_level(*ACTIONS[name])
+    watched.lose()
+
+
+def test_nothing_stays_of_a_line_that_was_written() -> None:
+    lines = AccessLines(parts_of("json"), wake=lambda _: None, full=lambda: None)
+
+    def write(times: int) -> int:
+        for number in range(times):
+            fields = [(b"user-agent", b"a" * 50), (b"x-request-id", b"%d" % number)]
+            lines.write(raw_path=b"/%d" % number, headers=fields, client=("é", 1), trusted=True)
+            if number % 1000 == 0:
+                lines.take()
+        lines.take()
+        return sys.getallocatedblocks()
+
+    before = write(10_000)
+    assert write(10_000) - before < 1000
 
 
 @combinations
