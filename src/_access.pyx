@@ -30,17 +30,18 @@ cdef extern from *:
     """
     static const char fs_hex[] = "0123456789ABCDEF";
 
-    /* What could end a quoted text or the line, or steer a terminal, is not plain; nor is a
-       space, where a space ends the text. */
-    static inline int fs_is_plain(unsigned char c, int spaces) {
-        return ((c > ' ' && c < 0x7f) || (c == ' ' && spaces)) && c != '"' && c != '\\\\';
-    }
+    /* What could end a quoted text or the line, or steer a terminal, is not plain (0); a space is
+       (2) where it does not end the text. */
+    static const unsigned char fs_plain[256] = {
+        [' '] = 2, ['!'] = 3, ['#' ... '['] = 3, [']' ... '~'] = 3,
+    };
 
     /* At most four bytes for each. */
     static inline char* fs_escape(char* to, const char* from, Py_ssize_t length, int spaces) {
+        const unsigned char mask = spaces ? 2 : 1;
         for (Py_ssize_t i = 0; i < length; i++) {
             unsigned char c = (unsigned char)from[i];
-            if (fs_is_plain(c, spaces)) {
+            if (fs_plain[c] & mask) {
                 *to++ = (char)c;
                 continue;
             }
@@ -56,7 +57,7 @@ cdef extern from *:
     static inline char* fs_escape_json(char* to, const char* from, Py_ssize_t length) {
         for (Py_ssize_t i = 0; i < length; i++) {
             unsigned char c = (unsigned char)from[i];
-            if (fs_is_plain(c, 1)) {
+            if (fs_plain[c] & 2) {
                 *to++ = (char)c;
                 continue;
             }
@@ -219,8 +220,6 @@ cdef class LineBuffer:
         """Make room for `length` more bytes."""
         cdef Py_ssize_t size = self.size
         cdef char* grown
-        if size - self.at >= length:
-            return 0
         while size - self.at < length:
             size *= 2
         grown = <char*>PyMem_Realloc(self.block, size)
@@ -231,7 +230,8 @@ cdef class LineBuffer:
         return 0
 
     cdef int add(self, const char* data, Py_ssize_t length) except -1:
-        self.room(length)
+        if self.size - self.at < length:
+            self.room(length)
         memcpy(self.block + self.at, data, length)
         self.at += length
         return 0
@@ -384,12 +384,8 @@ cdef class AccessLines(LineBuffer):
             part.what = PARTS.index(what)
             part.style = STYLES.index(style)
             part.width = width
-            part.argument = NULL
-            if argument is not None:
-                self.kept.append(<bytes?>argument)
-                part.argument = <void*>argument
-            elif part.what == TEXT or part.what == ASKED or part.what == ANSWERED:
-                raise TypeError(f"{what} needs an argument")
+            self.kept.append(<bytes?>argument)
+            part.argument = <void*>argument
             self._ask_for(part.what)
             self.count += 1
 

@@ -18,7 +18,7 @@ cdef struct Part:
     int what
     int style
     int width                       # at least so many bytes; negative: filled up on the right
-    void* argument                  # bytes, or NULL: the text, or a field's name
+    void* argument                  # bytes: the text, or a field's name
 
 
 cdef class Entry:

@@ -7,7 +7,7 @@ class LineBuffer: ...
 class AccessLines(LineBuffer):
     def __init__(
         self,
-        parts: Iterable[tuple[str, str, int, bytes | None]],
+        parts: Iterable[tuple[str, str, int, bytes]],
         *,
         wake: Callable[[None], object],
         full: Callable[[], object],

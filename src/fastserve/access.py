@@ -34,7 +34,7 @@ TERMINAL_SECONDS = 0.05
 # At the end, for a file that takes nothing.
 CLOSE_SECONDS = 2.0
 
-Part = tuple[str, str, int, bytes | None]
+Part = tuple[str, str, int, bytes]
 
 # What each atom shows, and how its text is escaped. What is not there is "-".
 ATOMS = {
@@ -172,6 +172,7 @@ class AccessLog:
         os.close(self._fd)
 
     def _flush(self) -> None:
+        failed = self._failed  # before: what fails from now on will be seen the next time
         lines, dropped = self.lines.take()
         self._lost += dropped
         lines = self._torn + lines
@@ -183,7 +184,7 @@ class AccessLog:
             self._drop(lines, written, error)
         else:
             self._torn = b""
-            if self._failed and not dropped:
+            if failed and not dropped:
                 logger.warning("access log %s: goes on; %d lines are lost", self._path, self._lost)
                 self._failed = False
                 self._lost = 0
@@ -251,7 +252,19 @@ def parts_of(format: str) -> list[Part]:
         parts.append(_text("%") if match["atom"] is None else _of_atom(**match.groupdict()))
         end = match.end()
     parts.append(_text(format[end:]))
-    return [part for part in parts if part != _text("")]
+    return _merged(parts)
+
+
+def _merged(parts: Iterable[Part]) -> list[Part]:
+    """The same with one text where there are several in a row."""
+    merged: list[Part] = []
+    for what, style, width, argument in parts:
+        plain = what == "text" and not width
+        if plain and merged and merged[-1][0] == "text" and not merged[-1][2]:
+            argument = merged.pop()[3] + argument
+        if argument or not plain:
+            merged.append((what, style, width, argument))
+    return merged
 
 
 def _of_atom(atom: str, width: str) -> Part:
@@ -274,12 +287,12 @@ def _json_parts() -> list[Part]:
     for name, what in MEMBERS.items():
         parts += [_text(f'{before}"{name}": '), _part(what, "json")]
         before = ", "
-    return [*parts, _text(f', "pid": {os.getpid()}}}')]
+    return _merged([*parts, _text(f', "pid": {os.getpid()}}}')])
 
 
 def _part(what: str, style: str, width: int = 0) -> Part:
     name, _, argument = what.partition(":")
-    return name, style, width, argument.encode() or None
+    return name, style, width, argument.encode()
 
 
 def _text(text: str) -> Part:
