@@ -140,12 +140,14 @@ class Process(Program):
         env: dict[str, str] | None = None,
         python: tuple[str, ...] = ("-m", "fastserve"),
         pass_fds: tuple[int, ...] = (),
+        stdout: int = subprocess.PIPE,
     ) -> None:
         super().__init__(
             *(sys.executable, *python, *arguments),
             cwd=cwd,
             env={**os.environ, "PYTHONPATH": str(SOURCES), "PYTHONUNBUFFERED": "1", **(env or {})},
             pass_fds=pass_fds,
+            stdout=stdout,
         )
 
     @property
