@@ -66,6 +66,12 @@ BROWSER_HEADERS = (
     ("Cookie", "session=5f2b7c1e9a3d4c6f8b0a1d2e3f4a5b6c; theme=dark; consent=yes"),
 )  # and Host, the fourteenth
 
+FORWARDED_HEADERS = (
+    ("X-Forwarded-For", "203.0.113.7"),
+    ("X-Forwarded-Proto", "https"),
+    ("X-Forwarded-Host", "www.example.org"),
+)
+
 
 @dataclass(frozen=True)
 class Scenario:
@@ -77,10 +83,9 @@ class Scenario:
     headers: tuple[tuple[str, str], ...] = ()
     body: bytes = b""
     pipelined: int = 1
-    tls: bool = False
+    mode: str = ""  # of the server, one of servers.MODES
     size: int = 0  # of the file that is asked for
     warm_up: int = 320  # requests
-    logged: bool = False
 
     @property
     def answer(self) -> bytes:
@@ -114,7 +119,13 @@ SCENARIOS = {
     "pipelined": Scenario("16 pipelined GETs, 64 connections", pipelined=16),
     "one": Scenario("plaintext GET, one connection", connections=1),
     "many": Scenario("plaintext GET, 512 connections", connections=512),
-    "tls": Scenario("plaintext GET over TLS, 64 connections, keep-alive", tls=True),
+    "forwarded": Scenario(
+        "plaintext GET as a trusted proxy passes it on, 64 connections", headers=FORWARDED_HEADERS
+    ),
+    "distrusted": Scenario(
+        "the same, but nobody is trusted", headers=FORWARDED_HEADERS, mode="distrustful"
+    ),
+    "tls": Scenario("plaintext GET over TLS, 64 connections, keep-alive", mode="tls"),
     "file-256k": Scenario(
         "a file of 256 KiB, 16 connections",
         app="file",
@@ -130,7 +141,7 @@ SCENARIOS = {
         size=100 * MIB,
         warm_up=2,
     ),
-    "logged": Scenario("plaintext GET with an access log, 64 connections", logged=True),
+    "logged": Scenario("plaintext GET with an access log, 64 connections", mode="logged"),
     "seed-get": Scenario("echo benchmark: GET, 20 connections", app="echo", connections=20),
     "seed-post": Scenario(
         "echo benchmark: POST, 20 connections",
@@ -181,7 +192,7 @@ def run_wrk(
     script = work / "wrk.lua"
     script.write_text(lua_script(scenario.request(port)))
     command = ["wrk", "-t1", f"-c{scenario.connections}", f"-d{seconds}s", "--timeout", "10s"]
-    scheme = "https" if scenario.tls else "http"
+    scheme = "https" if scenario.mode == "tls" else "http"
     command += ["-s", str(script), f"{scheme}://{HOST}:{port}/"]
     done = subprocess.run(
         command,
@@ -205,7 +216,7 @@ def run_wrk(
 def check_and_warm_up(server: servers.Server, name: str, scenario: Scenario) -> None:
     request, expected = scenario.request(server.port), scenario.answer
     connection = connect(server.port, START_SECONDS, server.alive)
-    if scenario.tls:
+    if scenario.mode == "tls":
         context = ssl.create_default_context(cafile=servers.CERTIFICATES / "ca.pem")
         connection = context.wrap_socket(connection, server_hostname="localhost")
     with Client(connection) as client:
@@ -229,7 +240,7 @@ def measure(bench: Bench, server: servers.Server, name: str, key: str, number: i
             scenario, server.port, bench.seconds, bench.load_core, bench.installation.work
         )
         spent = server.cpu_seconds() - before
-        if scenario.logged and bench.installation.logged_bytes() < LINE_LEAST * requests:
+        if scenario.mode == "logged" and bench.installation.logged_bytes() < LINE_LEAST * requests:
             raise AnswerError("it has not logged its requests")
         server.alive()
     except (AnswerError, OSError, servers.ServerError, subprocess.TimeoutExpired) as error:
@@ -241,18 +252,16 @@ def visit(bench: Bench, name: str, number: int) -> Iterator[Sample]:
     """Start the server, once for all scenarios that can share it, and measure them."""
     for group in shareable(bench.keys):
         first = SCENARIOS[group[0]]
-        if first.tls and not servers.speaks_tls(name):
+        if not servers.knows(name, first.mode):
             continue
         if first.app == "file" and name == "floor":
-            continue
-        if first.logged and not servers.keeps_log(name):
             continue
         for key in group:
             write_file(bench.installation.work, SCENARIOS[key])
         bench.installation.access_log.unlink(missing_ok=True)
         port = servers.free_port()
         command = bench.installation.command(
-            name, first.app, port, str(first.floor_size), first.tls, first.logged
+            name, first.app, port, str(first.floor_size), first.mode
         )
         with servers.running(command, port, bench.installation.work, bench.server_core) as server:
             for key in group:
@@ -266,10 +275,10 @@ def write_file(work: Path, scenario: Scenario) -> None:
 
 
 def shareable(keys: list[str]) -> list[list[str]]:
-    groups: dict[tuple[str, int, bool, bool], list[str]] = {}
+    groups: dict[tuple[str, int, str], list[str]] = {}
     for key in keys:
         scenario = SCENARIOS[key]
-        kind = (scenario.app, scenario.floor_size, scenario.tls, scenario.logged)
+        kind = (scenario.app, scenario.floor_size, scenario.mode)
         groups.setdefault(kind, []).append(key)
     return list(groups.values())
 

@@ -70,33 +70,37 @@ WEBSOCKET_COMMANDS = {
 }
 
 
-# What makes each of them speak TLS. The certificate is one of the tests', with an EC key.
+# The certificate is one of the tests', with an EC key.
 CERTIFICATES = BENCH.parent / "tests" / "certificates"
-TLS_OPTIONS = {
-    "fastserve": "--certfile {certfile} --keyfile {keyfile}",
-    "uvicorn": "--ssl-certfile {certfile} --ssl-keyfile {keyfile}",
-    "granian": "--ssl-certificate {certfile} --ssl-keyfile {keyfile}",
-    "gunicorn": "--certfile {certfile} --keyfile {keyfile}",
-    "hypercorn": "--certfile {certfile} --keyfile {keyfile}",
+
+# Ways to run a server besides its default: what its command no longer has, and what is added.
+# A server that is not named knows no such way.
+MODES = {
+    "tls": {
+        "fastserve": ("", " --certfile {certfile} --keyfile {keyfile}"),
+        "uvicorn": ("", " --ssl-certfile {certfile} --ssl-keyfile {keyfile}"),
+        "granian": ("", " --ssl-certificate {certfile} --ssl-keyfile {keyfile}"),
+        "gunicorn": ("", " --certfile {certfile} --keyfile {keyfile}"),
+        "hypercorn": ("", " --certfile {certfile} --keyfile {keyfile}"),
+    },
+    # An access log in a file. Where no file is named it goes to stdout, and that is one as well.
+    "logged": {
+        "fastserve": ("", " --access-logfile {access_log}"),
+        "uvicorn": (" --no-access-log --log-level warning", ""),
+        "granian": (" --no-access-log --log-level warning", " --access-log"),
+        "gunicorn": ("", " --access-logfile {access_log}"),
+        "hypercorn": ("", " --access-logfile {access_log}"),
+    },
+    # No proxy is believed; by default one on this machine is.
+    "distrustful": {
+        "fastserve": ("", " --no-proxy-headers"),
+        "uvicorn": ("", " --no-proxy-headers"),
+    },
 }
 
-# What makes each of them write an access log into a file: what its command no longer has, and what
-# is added. Where nothing is, the log goes to stdout, and that is a file as well.
-ACCESS_LOG = {
-    "fastserve": ("", " --access-logfile {access_log}"),
-    "uvicorn": (" --no-access-log --log-level warning", ""),
-    "granian": (" --no-access-log --log-level warning", " --access-log"),
-    "gunicorn": ("", " --access-logfile {access_log}"),
-    "hypercorn": ("", " --access-logfile {access_log}"),
-}
 
-
-def keeps_log(name: str) -> bool:
-    return name.partition("-")[0] in ACCESS_LOG
-
-
-def speaks_tls(name: str) -> bool:
-    return name.partition("-")[0] in TLS_OPTIONS
+def knows(name: str, mode: str) -> bool:
+    return not mode or name.partition("-")[0] in MODES[mode]
 
 
 def is_ours(name: str) -> bool:
@@ -139,8 +143,7 @@ class Installation:
         app: str,
         port: int,
         floor_answer: str,
-        tls: bool = False,
-        logged: bool = False,
+        mode: str = "",
     ) -> list[str]:
         """`floor_answer` is for the floor, which has no application: see floor.c."""
         values = {
@@ -156,11 +159,9 @@ class Installation:
             "access_log": str(self.access_log),
         }
         command = (COMMANDS | WEBSOCKET_COMMANDS)[name]
-        if logged:
-            without, more = ACCESS_LOG[name.partition("-")[0]]
+        if mode:
+            without, more = MODES[mode][name.partition("-")[0]]
             command = command.replace(without, "") + more
-        if tls:
-            command += " " + TLS_OPTIONS[name.partition("-")[0]]
         return [word.format_map(values) for word in command.split()]
 
 
