@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -197,6 +198,61 @@ def activated(*arguments: str, sockets: Sequence[socket.socket], **env: str) -> 
     finally:
         for fd in fds:
             os.close(fd)
+
+
+class Load:
+    """Clients that ask again and again, each on a connection that it keeps, until the `with`
+    block is left. A request is made once more if the connection was closed before a byte of
+    its answer. `answers` counts the bodies; `failures` says what went wrong."""
+
+    def __init__(self, address: tuple[str, int], target: str = "/pid", clients: int = 3) -> None:
+        self.address = address
+        self.target = target
+        self.answers: Counter[bytes] = Counter()
+        self.failures: list[str] = []
+        self.stopped = threading.Event()
+        self.threads = [threading.Thread(target=self._ask_on, daemon=True) for _ in range(clients)]
+
+    def __enter__(self) -> Load:
+        for thread in self.threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stopped.set()
+        for thread in self.threads:
+            thread.join(2 * PATIENCE)
+
+    def waits_for(self, bodies: int) -> set[bytes]:
+        """Until so many different bodies were answered."""
+        eventually(lambda: len(self.answers) >= bodies)
+        return set(self.answers)
+
+    def _ask_on(self) -> None:
+        client: Client | None = None
+        # So many requests that something is always under way, and some time for the server.
+        while not self.stopped.wait(0.002):
+            for attempt in range(2):
+                try:
+                    client = client or Client(self.address)
+                    response = client.get(self.target)
+                except (OSError, AssertionError) as error:
+                    begun = client is not None and client.received
+                    client = close(client)
+                    if begun or attempt:
+                        self.failures.append(repr(error))
+                        break
+                else:
+                    self.answers[response.body if response.status == 200 else response.reason] += 1
+                    if response.field(b"connection") == b"close":
+                        client = close(client)
+                    break
+        close(client)
+
+
+def close(client: Client | None) -> None:
+    if client is not None:
+        client.close()
 
 
 def eventually(condition: Callable[[], Any]) -> Any:

@@ -68,7 +68,8 @@ ARROWS = {
     "extensions": set(),
     "tls": {"config"},
     "systemd": set(),
-    "sockets": {"checks", "config", "systemd"},
+    "errors": set(),
+    "sockets": {"checks", "config", "errors", "systemd"},
     "lifespan": {"asgi", "config", "log", "worker"},
     "server": {
         "_conversation",
@@ -83,6 +84,7 @@ ARROWS = {
         "application",
         "asgi",
         "config",
+        "errors",
         "extensions",
         "lifespan",
         "log",
@@ -93,15 +95,39 @@ ARROWS = {
         "worker",
         "wsgi",
     },
-    "cli": {"__init__", "application", "checks", "config", "pidfile", "server", "sources"},
-    "__init__": {"_conversation", "config", "server"},
+    # Around several processes; the supervisor knows neither a loop nor the application.
+    "channel": set(),
+    "supervisor": {"channel", "config", "errors", "log", "pidfile", "sockets", "systemd"},
+    "child": {
+        "application",
+        "channel",
+        "config",
+        "errors",
+        "log",
+        "server",
+        "sockets",
+        "worker",
+    },
+    "launch": {"application", "config", "log", "server", "supervisor", "worker"},
+    "cli": {
+        "__init__",
+        "application",
+        "checks",
+        "config",
+        "errors",
+        "launch",
+        "pidfile",
+        "sources",
+    },
+    "__init__": {"_conversation", "config", "launch", "server"},
     "__main__": {"cli"},
 }
 
 # Arrows that are only a name in a string, imported when it is asked for.
 BY_NAME = {
     "worker": {"worker_asyncio", "worker_trio"},
-    "__init__": {"_conversation", "config", "server"},
+    "supervisor": {"child"},
+    "__init__": {"_conversation", "config", "launch", "server"},
 }
 
 COMPILED = {name for name in ARROWS if name.startswith("_") and not name.startswith("__")}
@@ -152,7 +178,11 @@ C_HEADERS = {
 
 # Who may know an event loop.
 LOOPS = {"asyncio", "trio", "uvloop", "anyio", "curio", "selectors", "sniffio"}
-KNOWS_LOOP = {"worker_asyncio": {"asyncio", "uvloop"}, "worker_trio": {"trio"}}
+KNOWS_LOOP = {
+    "worker_asyncio": {"asyncio", "uvloop"},
+    "worker_trio": {"trio"},
+    "supervisor": {"selectors"},  # which is how it waits for its processes
+}
 
 # Tables that are filled while the module is imported, by this function, and only read then.
 FILLED_ONCE = {

@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,11 @@ import fastserve
 from fastserve import cli
 from fastserve.application import load
 from fastserve.config import OPTIONS, Config
+from fastserve.errors import ServerError
 
 
 class FakeServer(types.ModuleType):
-    """Stands in for fastserve.server: loads the application, keeps what it was given."""
-
-    class ServerError(Exception):
-        def __init__(self, message: str, exit_status: int = 1) -> None:
-            super().__init__(message)
-            self.exit_status = exit_status
+    """Stands in for fastserve.launch: loads the application, keeps what it was given."""
 
     application: object = None
     config: Config
@@ -36,8 +32,9 @@ class FakeServer(types.ModuleType):
         self.checked = True
         load(application, config)
 
-    def run(self, application: object, config: Config) -> None:
+    def run(self, application: object, config: Config, *, reread: Callable[[], Config]) -> None:
         self.application, self.config = application, config
+        assert reread() == config
         if self.error is not None:
             raise self.error
         load(application, config)
@@ -45,12 +42,12 @@ class FakeServer(types.ModuleType):
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeServer]:
-    fake = FakeServer("fastserve.server")
+    fake = FakeServer("fastserve.launch")
     before = set(sys.modules)
-    monkeypatch.setitem(sys.modules, "fastserve.server", fake)
+    monkeypatch.setitem(sys.modules, "fastserve.launch", fake)
     monkeypatch.setattr(sys, "path", list(sys.path))
     yield fake
-    for name in set(sys.modules) - before - {"fastserve.server"}:
+    for name in set(sys.modules) - before - {"fastserve.launch"}:
         del sys.modules[name]
 
 
@@ -185,6 +182,7 @@ def test_only_what_is_given_is_passed_on(server: FakeServer, app_dir: Path) -> N
 def test_every_option_arrives(server: FakeServer, app_dir: Path) -> None:
     given: dict[str, Any] = {
         "worker_class": "asyncio",
+        "workers": 3,
         "bind": ("127.0.0.1:0", "unix:/tmp/x.sock"),
         "insecure_bind": ("127.0.0.1:81",),
         "umask": "007",
@@ -318,8 +316,8 @@ def test_a_target_without_attribute(
 @pytest.mark.parametrize(
     ("error", "status"),
     [
-        (FakeServer.ServerError("lifespan start-up failed"), 1),
-        (FakeServer.ServerError("no trio: pip install 'fastserve-asgi[trio]'", 3), 3),
+        (ServerError("lifespan start-up failed"), 1),
+        (ServerError("no trio: pip install 'fastserve-asgi[trio]'", 3), 3),
         (OSError(98, "Address already in use"), 1),
     ],
 )
@@ -340,7 +338,7 @@ def test_control_c_before_the_server_is_silent(
 
 
 @pytest.mark.skipif(
-    importlib.util.find_spec("fastserve.server") is None, reason="the server is not built"
+    importlib.util.find_spec("fastserve.launch") is None, reason="the server is not built"
 )
 @pytest.mark.parametrize(
     ("target", "expected"),

@@ -21,7 +21,7 @@ from process import DRAINING, Process, eventually, refuses
 
 import fastserve
 from fastserve.config import ConfigError
-from fastserve.server import Server, ServerError
+from fastserve.server import Server, ServerError, opened_sockets
 from fastserve.worker import find
 from fastserve.worker_asyncio import AsyncioWorker
 
@@ -469,11 +469,12 @@ def test_whether_new_clients_are_welcome(worker: str, poller: str) -> None:
     async def main() -> None:
         async with find(worker.replace("uvloop", "asyncio"))() as running:
             running.start(server.stop_after, trigger)
-            await server.serve(running)
+            await server.serve(running, sockets)
 
-    server = Server(app, fastserve.Config(bind="127.0.0.1:0", poller=poller))
+    config = fastserve.Config(bind="127.0.0.1:0", poller=poller)
+    server = Server(app, config)
     assert not server.is_ready
-    with server.opened():
+    with server.opened(), opened_sockets(config) as sockets:
         run_on(worker, main)
     assert seen == [False, True, False]
 

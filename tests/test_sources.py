@@ -37,6 +37,7 @@ SPECIAL: dict[str, st.SearchStrategy[Any]] = {
     ),
     "forwarded_allow_ips": st.sampled_from(["*", "unix", "10.0.0.0/8", "::1"]),
     "proxy_headers": st.sampled_from(["off", "for", "forwarded", "proto"]),
+    "workers": st.sampled_from(["auto", 1, 2, 1000]),
     "umask": st.integers(0, 0o777).map("{:03o}".format),
     "root_path": st.builds("/{}".format, WORD),
     "header": st.lists(st.builds("{}: a, b".format, WORD), min_size=1, max_size=3),

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from fastserve._conversation import ClientDisconnected
     from fastserve.config import Config, ConfigError
-    from fastserve.server import run, serve
+    from fastserve.launch import run
+    from fastserve.server import serve
 
 __version__ = "0.1.0"
 
@@ -20,7 +21,7 @@ _HOMES = {
     "ClientDisconnected": "fastserve._conversation",
     "Config": "fastserve.config",
     "ConfigError": "fastserve.config",
-    "run": "fastserve.server",
+    "run": "fastserve.launch",
     "serve": "fastserve.server",
 }
 

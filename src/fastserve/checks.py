@@ -47,6 +47,7 @@ __all__ = [
     "VerifyMode",
     "Whole",
     "WorkerClass",
+    "Workers",
     "nearest",
     "one_line",
     "parse_bind",
@@ -172,6 +173,22 @@ class Whole(Check):
                 f"a whole number from {self.least} to {self.most} expected, not {value!r}"
             )
         return number
+
+
+@dataclass(frozen=True, slots=True)
+class Workers(Check):
+    """A number of processes, or auto."""
+
+    metavar: str = "N"
+
+    def __call__(self, value: Any) -> int | str:
+        if value == "auto":
+            return "auto"
+        try:
+            number = Whole(0, 1000)(value)
+        except ValueError as error:
+            raise ValueError(f"auto, or {error}") from None
+        return number or 1  # none but this one, as Hypercorn has it
 
 
 @dataclass(frozen=True, slots=True)

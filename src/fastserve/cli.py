@@ -7,13 +7,14 @@ them, and says what is wrong, for every way in.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
 import signal
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 import click
@@ -32,6 +33,7 @@ from fastserve.config import (
     Resolved,
     resolve,
 )
+from fastserve.errors import ServerError
 from fastserve.pidfile import read_pid
 from fastserve.sources import Environment, Flags, Source, read
 
@@ -173,7 +175,12 @@ def _main(context: click.Context, /, **options: Any) -> None:
     prints, checks = (given.pop(name, False) for name in ("print_config", "check_config"))
     if env_file := given.pop("env_file", ""):
         _read_env_file(env_file)
-    resolved = resolve(_sources(given.pop("config", ""), given))
+    file = given.pop("config", "")
+
+    def read_all() -> Resolved:
+        return resolve(_sources(file, given))
+
+    resolved = read_all()
     for warning in resolved.warnings:
         print(f"{COMMAND}: warning: {warning}", file=sys.stderr)
     if prints:
@@ -182,7 +189,10 @@ def _main(context: click.Context, /, **options: Any) -> None:
         return
     if resolved.config.application is None:
         raise click.UsageError(f"Missing argument {OPTIONS['application'].check.metavar!r}.")
-    _serve(resolved, only_check=checks)
+    if checks:
+        _check(resolved)
+    else:
+        _serve(resolved, read_all)
 
 
 @click.pass_context
@@ -241,17 +251,34 @@ def _shown(resolved: Resolved) -> Iterator[str]:
         yield f"{line:47} # {resolved.origins.get(name, 'default')}"
 
 
-def _serve(resolved: Resolved, *, only_check: bool) -> None:
+def _serve(resolved: Resolved, read_again: Callable[[], Resolved]) -> None:
     # Not before it is needed: --help and --version wait for no compiled module.
-    from fastserve.application import ApplicationError
-    from fastserve.server import ServerError, check, run
+    from fastserve.launch import run
 
-    config = resolved.config
+    with _failures():
+        run(
+            resolved.config.application,
+            resolved.config,
+            reread=lambda: read_again().config,
+        )
+
+
+def _check(resolved: Resolved) -> None:
+    from fastserve.launch import check
+
+    application = resolved.config.application
+    with _failures():
+        check(application, resolved.config)
+    print(f"{application} can be served")
+
+
+@contextlib.contextmanager
+def _failures() -> Iterator[None]:
+    """What a server can end with, as one line; before it the application's own traceback."""
+    from fastserve.application import ApplicationError
+
     try:
-        if not only_check:
-            return run(config.application, config)
-        check(config.application, config)
-        print(f"{config.application} can be served")
+        yield
     except ApplicationError as error:
         if error.__cause__ is not None:
             traceback.print_exception(error.__cause__)

@@ -48,6 +48,7 @@ from fastserve.checks import (
     VerifyMode,
     Whole,
     WorkerClass,
+    Workers,
     nearest,
     parse_bind,
 )
@@ -278,6 +279,13 @@ class Config:
         "The event loop; auto is uvloop where it is installed, else asyncio.",
         short="-k",
         aliases=(Alias("loop", metavar="LOOP"), Alias("uvloop", _uvloop, switch=True)),
+    )
+    workers: int | str = option(
+        1,
+        LISTENING,
+        Workers(),
+        "How many processes serve; auto is one for each core that they may use.",
+        short="-w",
     )
     bind: tuple[str, ...] = option(
         (DEFAULT_BIND,),
@@ -799,6 +807,12 @@ class Config:
     def from_object(cls, target: object | str) -> Config:
         """From a module's or another object's attributes; a string is its dotted name."""
         return _config_from(sources.read_object(target))
+
+
+    @property
+    def needs_supervisor(self) -> bool:
+        """Whether something is asked for that the one process cannot do alone."""
+        return self.workers != 1
 
 
 def _option_of(field: dataclasses.Field[Any]) -> Option:

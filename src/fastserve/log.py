@@ -11,7 +11,7 @@ import tomllib
 
 from fastserve.checks import ConfigError
 
-__all__ = ["logger", "set_up"]
+__all__ = ["logger", "reopen", "set_up"]
 
 logger = logging.getLogger("fastserve")
 
@@ -27,6 +27,15 @@ class _OwnHandler(logging.StreamHandler):  # type: ignore[type-arg]
 
 class _OwnFileHandler(logging.FileHandler):
     """The same for a file."""
+
+    def reopen(self) -> None:
+        try:
+            old = self.setStream(self._open())
+        except OSError as error:
+            logger.error("the log stays where it is: %s", error.strerror)
+        else:
+            if old is not None:
+                old.close()
 
 
 class _ColorFormatter(logging.Formatter):
@@ -84,6 +93,13 @@ def set_up(
     # Handlers that the application gives the root later would repeat each line.
     logger.propagate = False
     logger.setLevel(level.upper())
+
+
+def reopen() -> None:
+    """Go on in a new file of the same name, after the old one was moved away."""
+    for handler in logger.handlers:
+        if isinstance(handler, _OwnFileHandler):
+            handler.reopen()
 
 
 def _handler(path: str) -> logging.Handler:

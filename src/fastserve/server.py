@@ -1,10 +1,14 @@
-"""One worker process: its sockets, the application's lifespan, the reactor, and the end."""
+"""One worker process: the application's lifespan, the reactor, and the end.
+
+Whoever runs a Server gives it sockets, hears from it when it is ready, and gives it commands,
+which are its methods: signals do where the process is alone, a supervisor's channel where it
+is one of several.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import ipaddress
-import signal
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
@@ -22,19 +26,26 @@ from fastserve.access import AccessLog
 from fastserve.application import load
 from fastserve.asgi import ASGI3
 from fastserve.config import Config, ConfigError
+from fastserve.errors import ServerError
 from fastserve.extensions import negotiate_deflate
 from fastserve.lifespan import Lifespan, LifespanError
-from fastserve.log import logger, set_up
+from fastserve.log import logger, reopen
 from fastserve.pidfile import pid_file
-from fastserve.sockets import ListenError, Sockets
+from fastserve.sockets import Listeners, Sockets
 from fastserve.tls import Certificates
 from fastserve.worker import Event, MissingLibrary, Worker, find
 from fastserve.wsgi import WSGI
 
-__all__ = ["Server", "ServerError", "check", "run", "serve"]
+__all__ = [
+    "Server",
+    "ServerError",
+    "configured",
+    "opened_sockets",
+    "serve",
+    "target_of",
+    "worker_class_of",
+]
 
-STOPPING = (signal.SIGINT, signal.SIGTERM)
-RELOADING = (signal.SIGHUP, signal.SIGUSR1)
 # For lifespan shutdown, and for cancelled applications, once nobody wants to wait.
 HURRY = 5.0
 # Between the word to an application that it is over, and its cancellation: as long as the
@@ -43,51 +54,6 @@ FAREWELL = 2.0
 # Deadlines are checked four times in the shortest of them, but not more often than this.
 FINEST_TICK = 0.05
 COARSEST_TICK = 1.0
-
-
-class ServerError(Exception):
-    """The server cannot start; one line for whoever started it."""
-
-    def __init__(self, message: str, exit_status: int = 1) -> None:
-        super().__init__(message)
-        self.exit_status = exit_status
-
-
-def run(
-    application: object | str | None = None, config: Config | None = None, **options: Any
-) -> None:
-    """Serve until SIGINT or SIGTERM. `application`: an ASGI callable or "module:attr"; None
-    is the one that `config` names.
-
-    `options`: the fields of Config. Raises ConfigError, ApplicationError, ServerError."""
-    config = _configured(config, options)
-    set_up(
-        config.log_level,
-        config.error_logfile,
-        format=config.log_format,
-        colors=config.log_colors,
-        file=config.log_config or "",
-    )
-    worker_class = _worker_class(config)
-    if config.debug and not worker_class.can_debug:
-        logger.warning("--debug is ignored: %s has no debug mode", worker_class.name)
-    server = Server(load(_target(application, config), config), config)
-
-    async def main() -> None:
-        async with worker_class() as worker:
-            worker.on_signals((*STOPPING, *RELOADING), server.on_signal)
-            await server.serve(worker)
-
-    with server.opened():
-        worker_class.run(main, debug=config.debug)
-    if server.error is not None:
-        raise server.error
-
-
-def check(application: object | str | None, config: Config) -> None:
-    """Raise what `run` would raise before it listens."""
-    _worker_class(config)
-    load(_target(application, config), config)
 
 
 async def serve(
@@ -101,18 +67,19 @@ async def serve(
     returns or this is cancelled. The signals stay the program's own.
 
     `options`: the fields of Config. Raises ConfigError, ApplicationError, ServerError."""
-    config = _configured(config, options)
-    server = Server(load(_target(application, config), config), config)
-    with server.opened():
+    config = configured(config, options)
+    server = Server(load(target_of(application, config), config), config)
+    with server.opened(), opened_sockets(config) as sockets:
         async with find(_running_loop())() as worker:
             if shutdown_trigger is not None:
                 worker.start(server.stop_after, shutdown_trigger)
-            await server.serve(worker)
+            await server.serve(worker, sockets)
     if server.error is not None:
         raise server.error
 
 
-def _configured(config: Config | None, options: dict[str, Any]) -> Config:
+def configured(config: Config | None, options: dict[str, Any]) -> Config:
+    """The Config that is given, or is made of `options`. Raises ConfigError."""
     if config is None:
         return Config.from_options(**options)
     if options:
@@ -120,14 +87,16 @@ def _configured(config: Config | None, options: dict[str, Any]) -> Config:
     return config
 
 
-def _target(application: object | str | None, config: Config) -> object | str:
+def target_of(application: object | str | None, config: Config) -> object | str:
+    """What is to be served, or its name. Raises ConfigError."""
     target = config.application if application is None else application
     if target is None:
         raise ConfigError("application: none is given")
     return target
 
 
-def _worker_class(config: Config) -> type[Worker]:
+def worker_class_of(config: Config) -> type[Worker]:
+    """Raises ServerError if its library is not installed."""
     try:
         return find(config.worker_class)
     except MissingLibrary as error:
@@ -141,21 +110,47 @@ def _running_loop() -> str:
     return "asyncio"
 
 
-class Server:
-    """An application on its addresses.
+@contextlib.contextmanager
+def opened_sockets(config: Config) -> Iterator[Sockets]:
+    """The listening sockets, and the file with the process's id, of a server without a
+    supervisor. Raises ServerError, ConfigError."""
+    with contextlib.closing(Sockets(config)) as sockets, contextlib.ExitStack() as stack:
+        # Last, so that a server that cannot start leaves the other one's file alone.
+        if config.pid:
+            stack.enter_context(pid_file(config.pid))
+        yield sockets
 
-    Resource handling: `opened()` has the listening sockets and the files; `serve()`
-    everything else, and gives it up in every case, also when it is cancelled.
+
+def announce(worker: Worker, sockets: Listeners) -> None:
+    """What a server without a supervisor says when it is ready."""
+    for each in sockets.listening:
+        logger.info("Running on %s (%s)", each.url, worker.name)
+    systemd.notify("READY=1")
+
+
+class Server:
+    """An application on the addresses that it is given.
+
+    `on_ready` is called when it accepts connections, after the lifespan's start-up.
+
+    Resource handling: `opened()` has the files; `serve()` everything else, and gives it up
+    in every case, also when it is cancelled.
     """
 
-    def __init__(self, application: ASGI3, config: Config) -> None:
+    def __init__(
+        self,
+        application: ASGI3,
+        config: Config,
+        *,
+        on_ready: Callable[[Worker, Listeners], None] = announce,
+    ) -> None:
         self.application = application
         self.config = config
         self.error: BaseException | None = None
-        self._sockets: Sockets
+        self._on_ready = on_ready
+        self._sockets: Listeners
         self._certificates: Certificates | None = None
         self._access: AccessLog | None = None
-        self._signals = 0
         self._serving = False
         self._stop: Event
         self._over: Event  # nothing is under way any more, or nobody will wait for it
@@ -165,8 +160,7 @@ class Server:
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[None]:
-        """The listening sockets, the access log and the file with the process's id.
-        Raises ServerError, ConfigError."""
+        """The access log and the certificates. Raises ConfigError."""
         config = self.config
         with contextlib.ExitStack() as stack:
             if config.access_logfile is not None:
@@ -181,14 +175,6 @@ class Server:
                 self._certificates = Certificates(config)
             elif config.keyfile or config.verify_mode != "none":
                 raise ConfigError("--certfile: without a certificate there is no TLS")
-            try:
-                self._sockets = Sockets(config)
-            except ListenError as error:
-                raise ServerError(str(error)) from None
-            stack.callback(self._sockets.close)
-            # Last, so that a server that cannot start leaves the other one's file alone.
-            if config.pid:
-                stack.enter_context(pid_file(config.pid))
             yield
 
     @property
@@ -197,24 +183,34 @@ class Server:
         the moment on in which the server is told to stop."""
         return self._serving and not self._stop.is_set
 
-    def on_signal(self, number: int) -> None:
-        """Certificates and access log are opened again, or the server ends: gracefully at the
-        first signal, at SIGINT without waiting for those who only might go on; the next one
-        skips the waiting."""
-        if number in RELOADING:
-            self._reload_certificates()
-            if self._access is not None:
-                self._access.reopen()
-            return
-        self._signals += 1
-        if self._signals == 1:
-            logger.info("%s: finishing what is under way", signal.Signals(number).name)
-            self._at_keyboard = number == signal.SIGINT
-            self._stop.set()
-        else:
-            self._skip_waiting()
+    def run(self, sockets: Listeners, connect: Callable[[Worker], None]) -> None:
+        """Serve in a loop of its own, in this thread. `connect(worker)` is called in it, and
+        has the commands arrive. Raises ServerError."""
+        worker_class = worker_class_of(self.config)
 
-    def _reload_certificates(self) -> None:
+        async def main() -> None:
+            async with worker_class() as worker:
+                connect(worker)
+                await self.serve(worker, sockets)
+
+        worker_class.run(main, debug=self.config.debug)
+        if self.error is not None:
+            raise self.error
+
+    # The commands. All of them are given in the worker's loop.
+
+    def stop(self, *, at_keyboard: bool = False) -> None:
+        """Finish what is under way, then end; if somebody waits `at_keyboard`, without
+        waiting for those who only might go on."""
+        self._at_keyboard = at_keyboard
+        self._stop.set()
+
+    def skip_waiting(self) -> None:
+        """End soon: what is under way is cancelled, lifespan shutdown still has its time."""
+        self._stop.set()
+        self._skip_waiting()
+
+    def reload_certificates(self) -> None:
         if self._certificates is not None:
             try:
                 self._certificates.load()
@@ -223,11 +219,17 @@ class Server:
             else:
                 logger.info("certificates loaded again")
 
+    def reopen_logs(self) -> None:
+        """Go on in new files of the same names."""
+        reopen()
+        if self._access is not None:
+            self._access.reopen()
+
     async def _watch_certificates(self, worker: Worker, certificates: Certificates) -> None:
         interval = self.config.ssl_reload_interval
         while not await worker.within(interval, self._stop.wait):
             if certificates.have_changed():
-                self._reload_certificates()
+                self.reload_certificates()
 
     def _skip_waiting(self) -> None:
         self._hurry = True
@@ -244,8 +246,9 @@ class Server:
         finally:
             self._stop.set()
 
-    async def serve(self, worker: Worker) -> None:
+    async def serve(self, worker: Worker, sockets: Listeners) -> None:
         """Start up, serve, drain, shut down. What went wrong at start-up is in `error`."""
+        self._sockets = sockets
         self._stop = Event(worker)
         self._over = Event(worker)
         worker.threads.limit = self.config.wsgi_threads
@@ -324,13 +327,11 @@ class Server:
                     each.address,
                     shared=each.shared,
                 )
-            for each in self._sockets.listening:
-                logger.info("Running on %s (%s)", each.url, worker.name)
             draining = Draining(
                 worker, reactor, host, factory, self._sockets, notice=notice, over=self._over
             )
             self._serving = True
-            systemd.notify("READY=1")
+            self._on_ready(worker, self._sockets)
             try:
                 await self._stop.wait()
                 systemd.notify("STOPPING=1")
@@ -352,7 +353,7 @@ class Draining:
         reactor: Reactor,
         host: Host,
         factory: Http1Factory,
-        sockets: Sockets,
+        sockets: Listeners,
         *,
         notice: Event,
         over: Event,

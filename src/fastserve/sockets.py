@@ -9,16 +9,18 @@ import os
 import pwd
 import socket
 import stat
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from fastserve import systemd
 from fastserve.checks import Bind, ConfigError, parse_bind
 from fastserve.config import DEFAULT_BIND, Config
+from fastserve.errors import ServerError
 
-__all__ = ["ListenError", "Listening", "Sockets"]
+__all__ = ["ListenError", "Listeners", "Listening", "Sockets"]
 
 
-class ListenError(Exception):
+class ListenError(ServerError):
     """One line: which address, and why not."""
 
 
@@ -47,17 +49,32 @@ class Listening(NamedTuple):
         return f"{'https' if self.secure else 'http'}://{host}:{address[1]}"
 
 
-class Sockets:
+class Listeners:
+    """Sockets that accept. What belongs to them in the file system is another process's.
+
+    Resource handling: `close()` closes them all.
+    """
+
+    def __init__(self, listening: Iterable[Listening] = ()) -> None:
+        self.listening = list(listening)
+
+    def close(self) -> None:
+        for listening in self.listening:
+            listening.socket.close()
+        self.listening = []
+
+
+class Sockets(Listeners):
     """Every address of a configuration, listened on.
 
-    Resource handling: `close()` closes them all and removes the unix sockets that were made
-    here, unless somebody else's are in their place by then.
+    Resource handling: `close()` also removes the unix sockets that were made here, unless
+    somebody else's are in their place by then; `stop_listening()` leaves them for later.
 
     Raises ListenError, ConfigError.
     """
 
     def __init__(self, config: Config) -> None:
-        self.listening: list[Listening] = []
+        super().__init__()
         self._config = config
         self._paths: dict[str, tuple[int, int]] = {}
         self._activated = systemd.activated()
@@ -73,10 +90,12 @@ class Sockets:
             self.close()
             raise
 
+    def stop_listening(self) -> None:
+        """Close the descriptors of this process."""
+        super().close()
+
     def close(self) -> None:
-        for listening in self.listening:
-            listening.socket.close()
-        self.listening = []
+        super().close()
         for path, made in self._paths.items():
             with contextlib.suppress(OSError):
                 if _identity(path) == made:

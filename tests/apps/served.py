@@ -1,6 +1,7 @@
 """What the server does with its processes shows here: every step is a line on stdout."""
 
 import asyncio
+import os
 import subprocess
 import sys
 from typing import Any
@@ -9,7 +10,8 @@ import anyio
 
 
 def say(line: str) -> None:
-    print(line, flush=True)
+    # In one piece, since several workers may have the same stdout.
+    os.write(1, f"{line}\n".encode())
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -100,6 +102,18 @@ async def debug(receive: Any, send: Any) -> None:
     await respond(send, str(on).encode())
 
 
+async def pid(receive: Any, send: Any) -> None:
+    await respond(send, str(os.getpid()).encode())
+
+
+async def environment(receive: Any, send: Any) -> None:
+    await respond(send, " ".join(os.environ).encode())
+
+
+async def crash(receive: Any, send: Any) -> None:
+    os._exit(7)
+
+
 CHILDREN: list[subprocess.Popen[bytes]] = []
 PATHS = {
     "/": hello,
@@ -111,4 +125,7 @@ PATHS = {
     "/child": child,
     "/loop": loop,
     "/debug": debug,
+    "/pid": pid,
+    "/environment": environment,
+    "/crash": crash,
 }

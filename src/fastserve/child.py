@@ -1,0 +1,127 @@
+"""A worker process under a supervisor: `python -m fastserve.child FD`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from typing import NoReturn
+
+from fastserve.application import ApplicationError, load
+from fastserve.channel import Channel
+from fastserve.config import Config, ConfigError
+from fastserve.errors import ServerError
+from fastserve.log import logger, set_up
+from fastserve.server import Server, target_of
+from fastserve.sockets import Listeners, Listening
+from fastserve.worker import Worker
+
+__all__ = ["main", "work"]
+
+# They reach the whole group from a terminal, or mean the supervisor: it says what they are here.
+# Not SIG_IGN, which what the application starts would inherit.
+IGNORED = (
+    signal.SIGINT,
+    signal.SIGHUP,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGTTIN,
+    signal.SIGTTOU,
+)
+# After the supervisor's end a worker that is stuck must not stay for ever.
+MARGIN = 15.0
+
+
+def main() -> NoReturn:
+    """The process that the supervisor starts; what it is to do comes over the channel."""
+    channel = Channel(_socket(int(sys.argv[1])))
+    (order,) = channel.receive() or ({},)
+    sys.path[:] = order["path"]
+    sys.argv[:] = order["argv"]
+    listening = [Listening(_socket(fd), secure) for fd, secure in order["listening"]]
+    sys.exit(work(channel, Config(**order["config"]), Listeners(listening)))
+
+
+def work(channel: Channel, config: Config, sockets: Listeners) -> int:
+    """Serve until the supervisor says so, or is gone. Returns the exit status."""
+    _take_signals()
+    try:
+        set_up(config.log_level, config.error_logfile)
+        server = Server(
+            load(target_of(None, config), config),
+            config,
+            on_ready=lambda worker, sockets: channel.send(ready=True),
+        )
+        commands = Commands(channel, server)
+        # The supervisor has had the signals held back until now.
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        with server.opened():
+            server.run(sockets, commands.connect)
+    except (ApplicationError, ConfigError, ServerError, OSError) as error:
+        if isinstance(error, ApplicationError) and error.__cause__ is not None:
+            logger.error("the application raised", exc_info=error.__cause__)
+        status = error.exit_status if isinstance(error, ServerError) else 1
+        channel.send(failed=str(error), status=status)
+        return status
+    return 0
+
+
+class Commands:
+    """What the supervisor says, as commands to the server. They are heard in a thread: no loop
+    need know the channel, and one that is stuck cannot keep the process for ever."""
+
+    def __init__(self, channel: Channel, server: Server) -> None:
+        self._channel = channel
+        self._server = server
+        self._worker: Worker | None = None
+        self._terminated = False
+        self._commands = {"stop": server.stop, "skip_waiting": server.skip_waiting}
+        # Not through the loop, which would leave the signal to the system at its end.
+        signal.signal(signal.SIGTERM, self._terminate)
+
+    def connect(self, worker: Worker) -> None:
+        self._worker = worker
+        if self._terminated:
+            worker.call_threadsafe(self._server.stop)
+        threading.Thread(
+            target=self._listen, args=(worker,), name="fastserve-commands", daemon=True
+        ).start()
+
+    def _terminate(self, number: int, frame: object) -> None:
+        """Of this process alone, or of the group: then the supervisor says it as well."""
+        self._terminated = True
+        if self._worker is not None:
+            self._worker.call_threadsafe(self._server.stop)
+
+    def _listen(self, worker: Worker) -> None:
+        while (messages := self._channel.receive()) is not None:
+            for message in messages:
+                worker.call_threadsafe(self._commands[message["do"]])
+        worker.call_threadsafe(self._abandoned)
+        config = self._server.config
+        time.sleep(config.graceful_timeout + config.shutdown_timeout + MARGIN)
+        os._exit(1)
+
+    def _abandoned(self) -> None:
+        logger.error("the supervisor is gone: finishing what is under way")
+        self._server.stop()
+
+
+def _take_signals() -> None:
+    for number in IGNORED:
+        signal.signal(number, lambda number, frame: None)
+    signal.signal(signal.SIGQUIT, lambda number, frame: os._exit(1))
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
+def _socket(fd: int) -> socket.socket:
+    """What was handed down, and is not for this process's own children."""
+    os.set_inheritable(fd, False)
+    return socket.socket(fileno=fd)
+
+
+if __name__ == "__main__":
+    main()

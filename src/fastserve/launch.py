@@ -1,0 +1,91 @@
+"""From a configuration to processes: the server in this one, or workers and their supervisor."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+from collections.abc import Callable
+from typing import Any
+
+from fastserve.application import load
+from fastserve.config import Config, ConfigError
+from fastserve.log import logger, set_up
+from fastserve.server import Server, configured, opened_sockets, target_of, worker_class_of
+from fastserve.supervisor import Supervisor
+from fastserve.worker import Worker
+
+__all__ = ["check", "run"]
+
+
+def run(
+    application: object | str | None = None,
+    config: Config | None = None,
+    *,
+    reread: Callable[[], Config] | None = None,
+    **options: Any,
+) -> None:
+    """Serve until a signal ends it (docs/operations.md). `application`: an ASGI callable or
+    "module:attr"; None is the one that `config` names.
+
+    `reread()` makes the configuration anew when the workers are replaced. `options`: the
+    fields of Config. Raises ConfigError, ApplicationError, ServerError."""
+    config = configured(config, options)
+    set_up(config.log_level, config.error_logfile)
+    target = target_of(application, config)
+    if config.needs_supervisor:
+        _supervise(target, config, reread or (lambda: config))
+    else:
+        _serve(target, config)
+
+
+def check(application: object | str | None, config: Config) -> None:
+    """Raise what `run` would raise before it listens."""
+    worker_class_of(config)
+    load(target_of(application, config), config)
+
+
+def _supervise(target: object | str, config: Config, reread: Callable[[], Config]) -> None:
+    if not isinstance(target, str):
+        raise ConfigError("application: several processes need its name, as MODULE:ATTR")
+    Supervisor(dataclasses.replace(config, application=target), reread).run()
+
+
+def _serve(target: object | str, config: Config) -> None:
+    worker_class = worker_class_of(config)
+    if config.debug and not worker_class.can_debug:
+        logger.warning("--debug is ignored: %s has no debug mode", worker_class.name)
+    server = Server(load(target, config), config)
+    signals = _Signals(server)
+    with server.opened(), opened_sockets(config) as sockets:
+        server.run(sockets, signals.connect)
+
+
+class _Signals:
+    """The signals of a process that serves alone, as commands to its server."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._stopping = False
+        self._actions: dict[int, Callable[[int], None]] = {
+            signal.SIGINT: self._end,
+            signal.SIGTERM: self._end,
+            signal.SIGHUP: self._reload,
+        }
+
+    def connect(self, worker: Worker) -> None:
+        worker.on_signals(tuple(self._actions), self._act)
+
+    def _act(self, number: int) -> None:
+        self._actions[number](number)
+
+    def _end(self, number: int) -> None:
+        if self._stopping:
+            self._server.skip_waiting()
+            return
+        self._stopping = True
+        logger.info("%s: finishing what is under way", signal.Signals(number).name)
+        self._server.stop(at_keyboard=number == signal.SIGINT)
+
+    def _reload(self, number: int) -> None:
+        self._server.reload_certificates()
+        self._server.reopen_logs()

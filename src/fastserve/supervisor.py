@@ -1,0 +1,434 @@
+"""The supervisor: it owns the listening sockets, and the processes that serve on them.
+
+It knows processes, signals and the configuration, and neither a loop nor the application. What
+it wants is a number of workers of the current generation that serve; after whatever happens it
+starts and ends processes until that is so. A reload is a generation that is coming: it becomes
+the current one when all its workers are ready, and is given up when one of them fails before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import enum
+import math
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from fastserve import systemd
+from fastserve.channel import Channel
+from fastserve.config import Config
+from fastserve.errors import ServerError
+from fastserve.log import logger
+from fastserve.pidfile import pid_file
+from fastserve.sockets import Sockets
+
+__all__ = ["Supervisor"]
+
+SIGNALS = (
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGQUIT,
+    signal.SIGCHLD,
+)
+# What a worker must not believe to be its own.
+NOT_INHERITED = ("NOTIFY_SOCKET", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
+# A worker that dies after less than this has not served: the next one is kept waiting.
+SHORT_LIFE = 1.0
+FIRST_DELAY = 0.1
+LONGEST_DELAY = 10.0
+# So many failed starts in a row, while no worker serves, are the end.
+MOST_FAILURES = 5
+# For the application's import, before the lifespan's start-up.
+IMPORT = 60.0
+# Beyond the time that a worker itself gives its requests and its lifespan.
+MARGIN = 15.0
+# What is left of a worker's life when nobody wants to wait: its own HURRY, twice, and a bit.
+HURRY = 12.0
+
+
+class State(enum.Enum):
+    """Of a worker process."""
+
+    STARTING = enum.auto()
+    SERVING = enum.auto()
+    DRAINING = enum.auto()
+
+
+@dataclass
+class Generation:
+    """Workers that were started with one configuration."""
+
+    number: int
+    config: Config
+
+
+@dataclass(eq=False)
+class Process:
+    """A worker process; `poll()` tells its exit status, or the signal below zero."""
+
+    pid: int
+    poll: Callable[[], int | None]
+    channel: Channel
+    generation: Generation
+    state: State = State.STARTING
+    deadline: float = math.inf  # when it is killed, unless it has got further by then
+    ready_at: float = math.inf
+    failure: tuple[str, int] | None = None  # what it said, and the exit status that it asks for
+
+    @property
+    def is_current(self) -> bool:
+        return self.state in (State.STARTING, State.SERVING)
+
+
+@dataclass
+class Restarts:
+    """When the next worker may be started after some have died early."""
+
+    failures: int = 0  # in a row
+    at: float = 0.0
+
+    @property
+    def delay(self) -> float:
+        return min(FIRST_DELAY * 2 ** (self.failures - 1), LONGEST_DELAY) if self.failures else 0.0
+
+    def succeeded(self) -> None:
+        self.failures = 0
+        self.at = 0.0
+
+    def failed(self) -> None:
+        self.failures += 1
+        self.at = time.monotonic() + self.delay
+
+
+class Supervisor:
+    """Workers on the addresses of a configuration, until a signal ends them.
+
+    `reread()` makes the configuration anew for a reload; it raises ConfigError.
+    """
+
+    def __init__(self, config: Config, reread: Callable[[], Config]) -> None:
+        self._config = config
+        self._reread = reread
+        self._count = _number(config)
+        self._processes: list[Process] = []
+        self._generations = 0
+        self._current: Generation | None = None
+        self._coming: Generation | None = None
+        self._restarts = Restarts()
+        self._stopping = False
+        self._error: ServerError | None = None
+        self._sockets: Sockets
+        self._selector = selectors.PollSelector()
+        self._actions: dict[int, Callable[[int], None]] = {
+            signal.SIGINT: self._end,
+            signal.SIGTERM: self._end,
+            signal.SIGQUIT: self._end_at_once,
+            signal.SIGCHLD: lambda number: None,  # every turn looks who has died
+        }
+
+    def run(self) -> None:
+        """Raises ServerError, ConfigError."""
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self._selector)
+            signals = stack.enter_context(_signals())
+            self._selector.register(signals, selectors.EVENT_READ)
+            self._sockets = stack.enter_context(contextlib.closing(Sockets(self._config)))
+            if self._config.pid:
+                stack.enter_context(pid_file(self._config.pid))
+            stack.callback(self._kill_all)
+            self._begin(self._config)
+            while self._processes or not self._stopping:
+                self._work_on_it()
+                self._wait(signals)
+        if self._error is not None:
+            raise self._error
+
+    # What happens.
+
+    def _wait(self, signals: socket.socket) -> None:
+        soonest = min([each.deadline for each in self._processes], default=math.inf)
+        if self._lacks_workers():
+            soonest = min(soonest, self._restarts.at)
+        timeout = None if soonest == math.inf else max(soonest - time.monotonic(), 0)
+        for key, _ in self._selector.select(timeout):
+            if key.data is not None:
+                self._hear(key.data)
+        for number in _received(signals):
+            self._actions[number](number)
+        for process in list(self._processes):
+            status = process.poll()
+            if status is not None:
+                self._hear(process)  # its last words
+                self._ended(process, status)
+            elif process.deadline <= time.monotonic():
+                self._overdue(process)
+
+    def _hear(self, process: Process) -> None:
+        messages = process.channel.receive()
+        if messages is None:
+            self._unregister(process)
+            return
+        for message in messages:
+            if "ready" in message:
+                self._ready(process)
+            elif "failed" in message:
+                process.failure = (message["failed"], message["status"])
+
+    def _ready(self, process: Process) -> None:
+        if process.state is State.STARTING:
+            process.state = State.SERVING
+            process.deadline = math.inf
+            process.ready_at = time.monotonic()
+            logger.info("worker %d is ready", process.pid)
+
+    def _ended(self, process: Process, status: int) -> None:
+        self._unregister(process)
+        process.channel.close()
+        self._processes.remove(process)
+        how = process.failure[0] if process.failure else _how(status)
+        if process.state is State.STARTING and not self._stopping:
+            self._failed_to_start(process, how)
+        elif process.state is State.SERVING:
+            if time.monotonic() - process.ready_at < SHORT_LIFE:
+                self._restarts.failed()
+            else:
+                self._restarts.succeeded()
+            logger.error("worker %d %s; another one takes its place", process.pid, _how(status))
+        elif status != 0:
+            logger.warning("worker %d, which was to end, %s", process.pid, how)
+
+    def _failed_to_start(self, process: Process, how: str) -> None:
+        text = how if process.failure else f"worker {process.pid} {how} before it was ready"
+        exit_status = process.failure[1] if process.failure else 1
+        if self._current is None:
+            self._give_up(text, exit_status)
+        elif process.generation is self._coming:
+            self._call_off(text)
+        else:
+            logger.error("a worker cannot be started: %s", text)
+            self._restarts.failed()
+            if self._restarts.failures >= MOST_FAILURES and not self._in(State.SERVING):
+                self._give_up(text, exit_status)
+
+    def _overdue(self, process: Process) -> None:
+        what = "start" if process.state is State.STARTING else "end"
+        logger.error("worker %d did not %s in time, and is killed", process.pid, what)
+        process.deadline = math.inf
+        os.kill(process.pid, signal.SIGKILL)
+
+    def _give_up(self, text: str, exit_status: int) -> None:
+        self._error = ServerError(text, exit_status)
+        self._stopping = True
+        self._stop_listening()
+        for process in self._processes:
+            self._hasten(process)
+
+    # What is to be.
+
+    def _work_on_it(self) -> None:
+        """Start and drain workers until there are those that there should be."""
+        if self._stopping:
+            return
+        if self._coming is not None:
+            self._bring(self._coming)
+        if self._coming is None and self._current is not None:
+            self._maintain(self._current)
+
+    def _lacks_workers(self) -> bool:
+        return (
+            not self._stopping
+            and self._coming is None
+            and len([each for each in self._processes if each.is_current]) < self._count
+        )
+
+    def _begin(self, config: Config) -> None:
+        self._generations += 1
+        self._coming = Generation(self._generations, config)
+
+    def _bring(self, coming: Generation) -> None:
+        """The first worker alone, so that what is wrong with all of them is told once."""
+        mine = [each for each in self._processes if each.generation is coming]
+        ready = [each for each in mine if each.state is State.SERVING]
+        if len(ready) >= self._count:
+            self._take_over(coming)
+        elif not mine:
+            self._start(coming)
+        elif ready:
+            for _ in range(self._count - len(mine)):
+                self._start(coming)
+
+    def _take_over(self, coming: Generation) -> None:
+        self._coming, self._current = None, coming
+        self._restarts.succeeded()
+        for each in self._sockets.listening:
+            logger.info("Running on %s (%d workers)", each.url, self._count)
+        systemd.notify("READY=1")
+
+    def _call_off(self, reason: str) -> None:
+        raise NotImplementedError
+
+    def _maintain(self, current: Generation) -> None:
+        missing = self._count - len([each for each in self._processes if each.is_current])
+        if missing > 0 and time.monotonic() >= self._restarts.at:
+            for _ in range(missing):
+                self._start(current)
+
+    def _in(self, state: State) -> list[Process]:
+        return [each for each in self._processes if each.state is state]
+
+    # Processes.
+
+    def _start(self, generation: Generation) -> None:
+        ours, theirs = socket.socketpair()
+        channel = Channel(ours)
+        with theirs:
+            try:
+                pid, poll = self._spawn(generation, channel, theirs)
+            except OSError as error:
+                channel.close()
+                raise ServerError(f"cannot start a worker: {error}") from None
+        channel.setblocking(False)
+        process = Process(pid, poll, channel, generation)
+        process.deadline = time.monotonic() + IMPORT + generation.config.startup_timeout
+        self._processes.append(process)
+        self._selector.register(channel, selectors.EVENT_READ, process)
+
+    def _spawn(
+        self, generation: Generation, channel: Channel, theirs: socket.socket
+    ) -> tuple[int, Callable[[], int | None]]:
+        listening = [(each.socket.fileno(), each.secure) for each in self._sockets.listening]
+        channel.send(
+            path=sys.path,
+            argv=sys.argv,
+            config=dataclasses.asdict(generation.config),
+            listening=listening,
+        )
+        with _blocked():
+            popen = subprocess.Popen(
+                [
+                    sys.executable,
+                    *_interpreter_flags(),
+                    "-m",
+                    "fastserve.child",
+                    str(theirs.fileno()),
+                ],
+                pass_fds=(theirs.fileno(), *(fd for fd, _ in listening)),
+                env={
+                    name: value for name, value in os.environ.items() if name not in NOT_INHERITED
+                },
+            )
+        return popen.pid, popen.poll
+
+    def _unregister(self, process: Process) -> None:
+        with contextlib.suppress(KeyError):
+            self._selector.unregister(process.channel)
+
+    def _drain(self, process: Process) -> None:
+        config = process.generation.config
+        process.state = State.DRAINING
+        process.deadline = (
+            time.monotonic() + config.graceful_timeout + config.shutdown_timeout + MARGIN
+        )
+        process.channel.send(do="stop")
+
+    def _hasten(self, process: Process) -> None:
+        process.state = State.DRAINING
+        process.deadline = min(process.deadline, time.monotonic() + HURRY)
+        process.channel.send(do="skip_waiting")
+
+    def _kill_all(self) -> None:
+        for process in self._processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGKILL)
+
+    def _stop_listening(self) -> None:
+        # Else connections would be accepted that nobody serves.
+        self._sockets.stop_listening()
+
+    # Signals.
+
+    def _end(self, number: int) -> None:
+        if self._stopping:
+            for process in self._processes:
+                self._hasten(process)
+            return
+        self._stopping = True
+        logger.info("%s: finishing what is under way", signal.Signals(number).name)
+        systemd.notify("STOPPING=1")
+        self._stop_listening()
+        for process in self._processes:
+            self._drain(process)
+
+    def _end_at_once(self, number: int) -> None:
+        logger.info("%s: ending at once", signal.Signals(number).name)
+        self._stopping = True
+        self._kill_all()
+
+
+def _number(config: Config) -> int:
+    if isinstance(config.workers, int):
+        return config.workers
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _how(status: int) -> str:
+    """How a process has ended, for the log."""
+    if status >= 0:
+        return f"has exited with status {status}"
+    text = f"was ended by {signal.Signals(-status).name}"
+    if -status == signal.SIGKILL:
+        text += " (somebody's, or the kernel's for want of memory)"
+    return text
+
+
+def _interpreter_flags() -> list[str]:
+    """The options of this interpreter, which a worker's should have as well."""
+    flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
+    return flags
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[socket.socket]:
+    """A socket that the numbers of the signals arrive on, from now on."""
+    receiver, sender = socket.socketpair()
+    with receiver, sender:
+        receiver.setblocking(False)
+        sender.setblocking(False)
+        before = {number: signal.signal(number, _taken_note_of) for number in SIGNALS}
+        wakeup = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
+        try:
+            yield receiver
+        finally:
+            signal.set_wakeup_fd(wakeup)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _taken_note_of(number: int, frame: object) -> None:
+    """The number has been written to the socket already."""
+
+
+def _received(signals: socket.socket) -> bytes:
+    try:
+        return signals.recv(4096)
+    except BlockingIOError:
+        return b""
+
+
+@contextlib.contextmanager
+def _blocked() -> Iterator[None]:
+    """A process that is started here begins with the signals held back: until it is able to
+    handle them, none of those that reach the whole group may end it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,0 +1,358 @@
+"""Several processes: who starts, ends and replaces them, and what a client notices of it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import PATIENCE, WORKERS, Client, request
+from process import DRAINING, Load, Process, eventually, refuses
+
+from fastserve.config import Config, ConfigError
+from fastserve.launch import run
+from fastserve.supervisor import FIRST_DELAY, LONGEST_DELAY, Restarts
+
+Start = Callable[..., Process]
+
+HALF = b"POST /echo HTTP/1.1\r\nHost: test\r\nContent-Length: 4\r\n\r\nab"
+SAYS_ITS_PID = """
+import os
+async def app(scope, receive, send):
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"%s"})
+"""
+
+
+@pytest.fixture
+def process() -> Iterator[Start]:
+    """Start processes with `process(*arguments)`; they end with the test."""
+    started: list[Process] = []
+
+    def start(*arguments: str, **options: Any) -> Process:
+        started.append(Process(*arguments, **options))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.end()
+
+
+@pytest.fixture
+def served(process: Start) -> Start:
+    """tests/apps/served.py on a free port, in two processes."""
+
+    def start(*options: str, **more: Any) -> Process:
+        arguments = ("-w", "2", "-b", "127.0.0.1:0", *options, "served:app")
+        return process(*arguments, **{"env": {}, **more})
+
+    return start
+
+
+def workers_of(server: Process) -> list[int]:
+    """The ids of the workers that have become ready, in this order."""
+    lines = "\n".join(server.err.lines)
+    return [int(pid) for pid in re.findall(r"worker (\d+) is ready", lines)]
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    return False
+
+
+def ends(server: Process, number: int = signal.SIGTERM) -> None:
+    server.send_signal(number)
+    assert server.wait() == 0
+    assert not any("Traceback" in line for line in server.err.all())
+
+
+# Start and end.
+
+
+@pytest.mark.parametrize("kind", WORKERS)
+def test_workers_share_an_address(served: Start, kind: str) -> None:
+    server = served("-k", kind)
+    address = server.address
+    first, second = workers_of(server)
+    for stopped, other in ((first, second), (second, first)):
+        os.kill(stopped, signal.SIGSTOP)
+        with Client(address) as client:
+            assert int(client.get("/pid").body) == other
+            assert client.get("/loop").body == kind.encode()
+        os.kill(stopped, signal.SIGCONT)
+    ends(server)
+    assert sorted(server.out.all()) == ["shutdown"] * 2 + ["startup"] * 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "number"),
+    [("asyncio", signal.SIGINT), ("uvloop", signal.SIGTERM), ("trio", signal.SIGINT)],
+)
+def test_a_signal_lets_requests_finish(served: Start, kind: str, number: int) -> None:
+    """From a terminal it reaches the whole group."""
+    server = served("-k", kind)
+    with server.connect() as busy:
+        busy.sendall(HALF)
+        server.says("begun")
+        os.killpg(server.popen.pid, number)
+        server.logs(f"{signal.Signals(number).name}: {DRAINING}")
+        eventually(lambda: refuses(server.address))
+        busy.sendall(b"cd")
+        assert busy.read_response().body == b"abcd"
+    assert server.wait() == 0
+    assert sorted(server.out.all()) == ["begun", "ended", *["shutdown"] * 2, *["startup"] * 2]
+    assert not any("Traceback" in line for line in server.err.all())
+
+
+def test_a_second_signal_cancels(served: Start) -> None:
+    server = served("--graceful-timeout", "600")
+    with server.connect() as client:
+        client.sendall(request("GET", "/forever"))
+        server.says("begun")
+        server.send_signal(signal.SIGTERM)
+        server.logs(DRAINING)
+        server.send_signal(signal.SIGINT)
+        assert client.read_response().status == 503
+    assert server.wait() == 0
+    assert server.out.all().count("shutdown") == 2
+
+
+def test_quit_waits_for_nobody(served: Start) -> None:
+    server = served("--graceful-timeout", "600")
+    with server.connect() as client:
+        client.sendall(request("GET", "/forever"))
+        server.says("begun")
+        server.send_signal(signal.SIGTERM)
+        server.logs(DRAINING)
+        server.send_signal(signal.SIGQUIT)
+        assert client.is_closed_by_peer()
+    assert server.wait() == 0
+    server.logs("SIGQUIT: ending at once")
+    assert all(is_gone(pid) for pid in workers_of(server))
+
+
+def test_readiness_waits_for_every_lifespan(process: Start, tmp_path: Path) -> None:
+    """The second worker's takes until the file is there."""
+    gate = tmp_path / "gate"
+    (tmp_path / "slow.py").write_text(
+        "import anyio, os, pathlib\n"
+        "async def app(scope, receive, send):\n"
+        "    await receive()\n"
+        f"    gate = pathlib.Path({str(gate)!r})\n"
+        "    try: os.mkdir(f'{gate}.first')\n"
+        "    except FileExistsError:\n"
+        "        while not gate.exists(): await anyio.sleep(0.01)\n"
+        "    await send({'type': 'lifespan.startup.complete'})\n"
+        "    await receive()\n"
+        "    await send({'type': 'lifespan.shutdown.complete'})\n"
+    )
+    path = str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(path)
+        manager.setblocking(False)
+        arguments = ("-w", "2", "-b", "127.0.0.1:0", "--app-dir", str(tmp_path), "slow:app")
+        server = process(*arguments, env={"NOTIFY_SOCKET": path})
+        server.logs("worker .* is ready")
+        with pytest.raises(BlockingIOError):
+            manager.recv(100)
+        gate.touch()
+        server.logs("Running on")
+        manager.settimeout(PATIENCE)
+        assert manager.recv(100) == b"READY=1"
+        ends(server)
+        assert manager.recv(100) == b"STOPPING=1"
+
+
+def test_what_belongs_to_the_supervisor_alone(served: Start, tmp_path: Path) -> None:
+    variables = {
+        "NOTIFY_SOCKET": str(tmp_path / "nobody"),
+        "LISTEN_FDS": "1",
+        "LISTEN_PID": "1",
+        "LISTEN_FDNAMES": "x",
+        "HANDED": "down",
+    }
+    pid_file = tmp_path / "pid"
+    server = served("-p", str(pid_file), env=variables)
+    with server.connect() as client:
+        seen = client.get("/environment").body.decode().split()
+        assert pid_file.read_text() == f"{server.popen.pid}\n"
+    assert set(seen) & set(variables) == {"HANDED"}
+    ends(server)
+    assert not pid_file.exists()
+
+
+def test_several_addresses(process: Start, tmp_path: Path) -> None:
+    path = str(tmp_path / "socket")
+    server = process("-w", "2", "-b", "127.0.0.1:0", "-b", f"unix:{path}", "served:app")
+    server.logs(f"Running on unix:{re.escape(path)} ")
+    for address in (server.address, path):
+        with Client(address) as client:
+            assert client.get("/").body == b"hello"
+    os.kill(workers_of(server)[0], signal.SIGTERM)
+    eventually(lambda: len(workers_of(server)) == 3)
+    assert os.path.exists(path)
+    ends(server)
+    assert not os.path.exists(path)
+
+
+def test_a_worker_for_each_core() -> None:
+    from fastserve.supervisor import _number
+
+    assert _number(Config(workers="auto")) == len(os.sched_getaffinity(0))
+
+
+def test_an_unguarded_program(process: Start) -> None:
+    """It is not run again in the workers."""
+    script = (
+        "import fastserve, sys\n"
+        "print('once', flush=True)\n"
+        "fastserve.run('served:app', bind='127.0.0.1:0', workers=2)\n"
+    )
+    server = process(python=("-c", script))
+    with server.connect() as client:
+        assert client.get("/").body == b"hello"
+    ends(server)
+    assert server.out.all().count("once") == 1
+
+
+# What cannot be started.
+
+
+def the_line(server: Process, status: int) -> str:
+    assert server.wait() == status
+    (line,) = [line for line in server.err.all() if line.startswith("fastserve: error: ")]
+    return line.removeprefix("fastserve: error: ")
+
+
+def test_an_application_that_has_no_name() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None: ...
+
+    with pytest.raises(ConfigError, match="several processes need its name, as MODULE:ATTR"):
+        run(app, workers=2)
+
+
+def test_a_crash_at_import_is_told_once(process: Start, tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text("1 / 0\n")
+    server = process("-w", "4", "--app-dir", str(tmp_path), "-b", "127.0.0.1:0", "broken:app")
+    line = "module 'broken' cannot be imported: ZeroDivisionError: division by zero"
+    assert the_line(server, 1) == line
+    assert sum("Traceback" in line for line in server.err.all()) == 1
+
+
+def test_a_missing_module_is_one_line(process: Start) -> None:
+    server = process("-w", "2", "missing:app", "-b", "127.0.0.1:0")
+    assert the_line(server, 1) == "there is no module 'missing'"
+    assert len(server.err.all()) == 1
+
+
+def test_a_crash_in_lifespan(process: Start, tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text("async def app(scope, receive, send): 1 / 0\n")
+    arguments = ("--app-dir", str(tmp_path), "--lifespan", "on", "broken:app")
+    server = process("-w", "2", "-b", "127.0.0.1:0", *arguments)
+    assert the_line(server, 3) == "the application raised on lifespan"
+
+
+def test_a_process_that_ends_at_import(process: Start, tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text("import os\nos._exit(9)\n")
+    server = process("-w", "2", "-b", "127.0.0.1:0", "--app-dir", str(tmp_path), "broken:app")
+    line = the_line(server, 1)
+    assert re.fullmatch(r"worker \d+ has exited with status 9 before it was ready", line)
+
+
+def test_a_start_that_never_ends(process: Start) -> None:
+    server = process("-w", "2", "-b", "127.0.0.1:0", "--startup-timeout", "0.2", "hanging:app")
+    assert the_line(server, 3) == "the application did not start up within 0.2 s"
+
+
+def test_signals_during_startup(process: Start) -> None:
+    server = process("-w", "2", "-b", "127.0.0.1:0", "hanging:app")
+    server.says("startup")
+    server.send_signal(signal.SIGINT)
+    server.logs(DRAINING)
+    server.send_signal(signal.SIGINT)
+    assert server.wait() == 0
+    assert server.out.all() == ["startup", "cancelled"]
+
+
+# What dies.
+
+
+def test_a_crash_hits_its_own_requests_only(served: Start) -> None:
+    server = served()
+    with Load(server.address) as load:
+        victim = int(load.waits_for(1).pop())
+        os.kill(victim, signal.SIGKILL)
+        server.logs(rf"worker {victim} was ended by SIGKILL \(.*; another one takes its place")
+        eventually(lambda: len(workers_of(server)) == 3)
+        load.waits_for(2)
+    assert load.failures == []  # those of the victim were asked once more
+    ends(server)
+
+
+def test_a_crash_in_a_request(served: Start) -> None:
+    server = served()
+    with server.connect() as client:
+        victim = int(client.get("/pid").body)
+        client.sendall(request("GET", "/crash"))
+        assert client.is_closed_by_peer()
+    server.logs(rf"worker {victim} has exited with status 7; another one takes its place")
+    with server.connect() as client:
+        assert int(client.get("/pid").body) != victim
+    eventually(lambda: len(workers_of(server)) == 3)
+    ends(server)
+
+
+def test_workers_that_cannot_be_replaced(process: Start, tmp_path: Path) -> None:
+    """Nobody serves, and nobody would: it ends, and says why."""
+    file = tmp_path / "web.py"
+    file.write_text(SAYS_ITS_PID % "old")
+    server = process("-w", "2", "-b", "127.0.0.1:0", "--app-dir", str(tmp_path), "web:app")
+    assert server.address
+    file.write_text("raise OSError('no database')\n")
+    first, second = workers_of(server)
+    os.kill(first, signal.SIGKILL)
+    server.logs("a worker cannot be started: module 'web' cannot be imported: OSError: no database")
+    with server.connect() as client:
+        assert client.get().body == b"old"
+    os.kill(second, signal.SIGKILL)
+    assert the_line(server, 1) == "module 'web' cannot be imported: OSError: no database"
+
+
+def test_the_waiting_grows_to_a_limit() -> None:
+    restarts = Restarts()
+    waits = []
+    for _ in range(12):
+        before = restarts.at
+        restarts.failed()
+        assert restarts.at >= before
+        waits.append(restarts.delay)
+    assert waits[0] == FIRST_DELAY
+    assert waits == sorted(waits)
+    assert waits[-1] == LONGEST_DELAY
+    restarts.succeeded()
+    assert restarts.at == 0
+
+
+@pytest.mark.parametrize("kind", WORKERS)
+def test_workers_do_not_outlive_the_supervisor(served: Start, kind: str) -> None:
+    server = served("-k", kind)
+    with server.connect() as client:
+        client.sendall(HALF)
+        server.says("begun")
+        server.send_signal(signal.SIGKILL)
+        server.logs("the supervisor is gone: finishing what is under way")
+        client.sendall(b"cd")
+        assert client.read_response().body == b"abcd"
+    eventually(lambda: all(is_gone(pid) for pid in workers_of(server)))
+    assert server.out.all().count("shutdown") == 2
