@@ -169,9 +169,9 @@ class Process(Program):
         """Waits until the application has printed `line`."""
         self.out.wait_for(f"^{re.escape(line)}$", PATIENCE)
 
-    def logs(self, pattern: str) -> re.Match[str]:
+    def logs(self, pattern: str, patience: float = PATIENCE) -> re.Match[str]:
         """Waits until the server has logged it."""
-        return self.err.wait_for(pattern, PATIENCE)
+        return self.err.wait_for(pattern, patience)
 
 
 ACTIVATED = """
@@ -205,7 +205,7 @@ class Load:
     block is left. A request is made once more if the connection was closed before a byte of
     its answer. `answers` counts the bodies; `failures` says what went wrong."""
 
-    def __init__(self, address: tuple[str, int], target: str = "/pid", clients: int = 3) -> None:
+    def __init__(self, address: tuple[str, int], target: str = "/pid", clients: int = 2) -> None:
         self.address = address
         self.target = target
         self.answers: Counter[bytes] = Counter()
@@ -225,13 +225,13 @@ class Load:
 
     def waits_for(self, bodies: int) -> set[bytes]:
         """Until so many different bodies were answered."""
-        eventually(lambda: len(self.answers) >= bodies)
+        eventually(lambda: len(self.answers) >= bodies, 3 * PATIENCE)
         return set(self.answers)
 
     def _ask_on(self) -> None:
         client: Client | None = None
         # So many requests that something is always under way, and some time for the server.
-        while not self.stopped.wait(0.002):
+        while not self.stopped.wait(0.005):
             for attempt in range(2):
                 try:
                     client = client or Client(self.address)
@@ -255,9 +255,9 @@ def close(client: Client | None) -> None:
         client.close()
 
 
-def eventually(condition: Callable[[], Any]) -> Any:
+def eventually(condition: Callable[[], Any], patience: float = PATIENCE) -> Any:
     """What `condition` returns as soon as that is true; fails if it never is."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + patience
     while not (outcome := condition()):
         assert time.monotonic() < deadline, "it did not happen"
         time.sleep(0.01)

@@ -22,8 +22,7 @@ from fastserve.supervisor import FIRST_DELAY, LONGEST_DELAY, Restarts
 Start = Callable[..., Process]
 
 HALF = b"POST /echo HTTP/1.1\r\nHost: test\r\nContent-Length: 4\r\n\r\nab"
-SAYS_ITS_PID = """
-import os
+SAYS = """
 async def app(scope, receive, send):
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": b"%s"})
@@ -71,10 +70,15 @@ def is_gone(pid: int) -> bool:
     return False
 
 
+def slowly(condition: Callable[[], Any]) -> Any:
+    """For what needs new processes."""
+    return eventually(condition, 3 * PATIENCE)
+
+
 def ends(server: Process, number: int = signal.SIGTERM) -> None:
     server.send_signal(number)
     assert server.wait() == 0
-    assert not any("Traceback" in line for line in server.err.all())
+    assert "Traceback" not in "\n".join(server.err.all())
 
 
 # Start and end.
@@ -108,6 +112,7 @@ def test_a_signal_lets_requests_finish(served: Start, kind: str, number: int) ->
         os.killpg(server.popen.pid, number)
         server.logs(f"{signal.Signals(number).name}: {DRAINING}")
         eventually(lambda: refuses(server.address))
+        os.killpg(server.popen.pid, signal.SIGHUP)
         busy.sendall(b"cd")
         assert busy.read_response().body == b"abcd"
     assert server.wait() == 0
@@ -163,12 +168,12 @@ def test_readiness_waits_for_every_lifespan(process: Start, tmp_path: Path) -> N
         manager.setblocking(False)
         arguments = ("-w", "2", "-b", "127.0.0.1:0", "--app-dir", str(tmp_path), "slow:app")
         server = process(*arguments, env={"NOTIFY_SOCKET": path})
-        server.logs("worker .* is ready")
+        server.logs("worker .* is ready", 3 * PATIENCE)
         with pytest.raises(BlockingIOError):
             manager.recv(100)
         gate.touch()
         server.logs("Running on")
-        manager.settimeout(PATIENCE)
+        manager.settimeout(3 * PATIENCE)
         assert manager.recv(100) == b"READY=1"
         ends(server)
         assert manager.recv(100) == b"STOPPING=1"
@@ -200,7 +205,7 @@ def test_several_addresses(process: Start, tmp_path: Path) -> None:
         with Client(address) as client:
             assert client.get("/").body == b"hello"
     os.kill(workers_of(server)[0], signal.SIGTERM)
-    eventually(lambda: len(workers_of(server)) == 3)
+    slowly(lambda: len(workers_of(server)) == 3)
     assert os.path.exists(path)
     ends(server)
     assert not os.path.exists(path)
@@ -294,7 +299,7 @@ def test_a_crash_hits_its_own_requests_only(served: Start) -> None:
         victim = int(load.waits_for(1).pop())
         os.kill(victim, signal.SIGKILL)
         server.logs(rf"worker {victim} was ended by SIGKILL \(.*; another one takes its place")
-        eventually(lambda: len(workers_of(server)) == 3)
+        slowly(lambda: len(workers_of(server)) == 3)
         load.waits_for(2)
     assert load.failures == []  # those of the victim were asked once more
     ends(server)
@@ -309,20 +314,21 @@ def test_a_crash_in_a_request(served: Start) -> None:
     server.logs(rf"worker {victim} has exited with status 7; another one takes its place")
     with server.connect() as client:
         assert int(client.get("/pid").body) != victim
-    eventually(lambda: len(workers_of(server)) == 3)
+    slowly(lambda: len(workers_of(server)) == 3)
     ends(server)
 
 
 def test_workers_that_cannot_be_replaced(process: Start, tmp_path: Path) -> None:
     """Nobody serves, and nobody would: it ends, and says why."""
     file = tmp_path / "web.py"
-    file.write_text(SAYS_ITS_PID % "old")
+    file.write_text(SAYS % "old")
     server = process("-w", "2", "-b", "127.0.0.1:0", "--app-dir", str(tmp_path), "web:app")
     assert server.address
     file.write_text("raise OSError('no database')\n")
     first, second = workers_of(server)
     os.kill(first, signal.SIGKILL)
-    server.logs("a worker cannot be started: module 'web' cannot be imported: OSError: no database")
+    line = "a worker cannot be started: module 'web' cannot be imported: OSError: no database"
+    server.logs(line, 3 * PATIENCE)
     with server.connect() as client:
         assert client.get().body == b"old"
     os.kill(second, signal.SIGKILL)
@@ -354,5 +360,191 @@ def test_workers_do_not_outlive_the_supervisor(served: Start, kind: str) -> None
         server.logs("the supervisor is gone: finishing what is under way")
         client.sendall(b"cd")
         assert client.read_response().body == b"abcd"
-    eventually(lambda: all(is_gone(pid) for pid in workers_of(server)))
+    slowly(lambda: all(is_gone(pid) for pid in workers_of(server)))
     assert server.out.all().count("shutdown") == 2
+
+
+# Reload.
+
+
+class Changing:
+    """An application whose answer is changed by changing its source."""
+
+    def __init__(self, process: Start, folder: Path, *options: str) -> None:
+        self.file = folder / "web.py"
+        self.says("old")
+        arguments = ("-w", "2", "-b", "127.0.0.1:0", "--app-dir", str(folder), *options)
+        # The names of compiled files say nothing of changes within a second.
+        self.server = process(*arguments, "web:app", env={"PYTHONDONTWRITEBYTECODE": "1"})
+        self.address = self.server.address
+
+    def says(self, word: str) -> None:
+        self.file.write_text(SAYS % word)
+
+    def reload(self, times: int = 1) -> None:
+        old = workers_of(self.server)
+        self.server.send_signal(signal.SIGHUP)
+        self.logs("reloaded: 2 new workers serve", times)
+        # Until then one of them may still take a connection.
+        slowly(lambda: all(is_gone(pid) for pid in old))
+
+    def logs(self, text: str, times: int = 1) -> None:
+        slowly(lambda: sum(text in line for line in self.server.err.lines) >= times)
+
+
+@pytest.fixture
+def changing(process: Start, tmp_path: Path) -> Callable[..., Changing]:
+    return lambda *options: Changing(process, tmp_path, *options)
+
+
+@pytest.mark.parametrize("kind", WORKERS)
+def test_a_reload_fails_no_request(changing: Callable[..., Changing], kind: str) -> None:
+    web = changing("-k", kind)
+    old = workers_of(web.server)
+    with Load(web.address) as load:
+        load.waits_for(1)
+        web.says("new")
+        web.reload()
+        eventually(lambda: load.answers[b"new"] > 10)
+        slowly(lambda: all(is_gone(pid) for pid in old))
+    assert load.failures == []
+    assert set(load.answers) == {b"old", b"new"}
+    ends(web.server)
+
+
+@pytest.mark.parametrize(
+    "source", ["1 / 0", "async def app(s, r, send): exit(5)", "import os; os._exit(6)"]
+)
+def test_a_broken_application_leaves_the_old_one(
+    changing: Callable[..., Changing], source: str
+) -> None:
+    web = changing()
+    web.file.write_text(source)
+    web.server.send_signal(signal.SIGHUP)
+    web.logs("nothing is reloaded, the old workers go on: ")
+    with Client(web.address) as client:
+        assert client.get().body == b"old"
+    web.says("mended")
+    web.reload()
+    with Client(web.address) as client:
+        assert client.get().body == b"mended"
+    web.server.send_signal(signal.SIGTERM)
+    assert web.server.wait() == 0
+
+
+def test_reloads_during_a_reload_become_one(changing: Callable[..., Changing]) -> None:
+    web = changing()
+    web.server.send_signal(signal.SIGHUP)
+    web.server.logs("SIGHUP: starting new workers")
+    for _ in range(5):
+        web.server.send_signal(signal.SIGHUP)
+    web.logs("reloaded: ", 2)
+    ends(web.server)
+    assert sum("SIGHUP: starting" in line for line in web.server.err.all()) == 2
+
+
+def test_the_configuration_is_read_again(changing: Callable[..., Changing], tmp_path: Path) -> None:
+    file = tmp_path / "conf.toml"
+    file.write_text("include_server_header = true\n")
+    web = changing("-c", str(file))
+    file.write_text("include_server_header = false\nbacklog = 5\n")
+    web.reload()
+    web.server.logs("--backlog: the new value is for the next start")
+    with Client(web.address) as client:
+        assert client.get().field(b"server") is None
+    file.write_text("include_server_header = maybe\n")
+    web.server.send_signal(signal.SIGHUP)
+    web.server.logs(f"nothing is reloaded, the old workers go on: {re.escape(str(file))}: not TOML")
+    with Client(web.address) as client:
+        assert client.get().field(b"server") is None
+    ends(web.server)
+
+
+def test_a_reload_is_told_to_systemd(served: Start, tmp_path: Path) -> None:
+    path = str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(path)
+        manager.settimeout(3 * PATIENCE)
+        server = served(env={"NOTIFY_SOCKET": path})
+        assert manager.recv(100) == b"READY=1"
+        server.send_signal(signal.SIGHUP)
+        assert re.fullmatch(rb"RELOADING=1\nMONOTONIC_USEC=\d+", manager.recv(100))
+        assert manager.recv(100) == b"READY=1"
+        ends(server)
+
+
+def test_the_end_during_a_reload(changing: Callable[..., Changing]) -> None:
+    web = changing()
+    web.server.send_signal(signal.SIGHUP)
+    web.server.logs("SIGHUP: starting new workers")
+    ends(web.server)
+
+
+# More and fewer workers, and other signals.
+
+
+def test_more_and_fewer_workers(served: Start) -> None:
+    server = served()
+    address = server.address
+    with Load(address) as load:
+        server.send_signal(signal.SIGTTIN)
+        server.logs("SIGTTIN: 3 workers from now on")
+        slowly(lambda: len(workers_of(server)) == 3)
+        server.send_signal(signal.SIGTTOU)
+        server.logs("SIGTTOU: 2 workers from now on")
+        slowly(lambda: sum(is_gone(pid) for pid in workers_of(server)) == 1)
+    assert load.failures == []
+    for _ in range(2):
+        server.send_signal(signal.SIGTTOU)
+        server.logs("SIGTTOU: 1 workers from now on")  # but never none
+    ends(server)
+    assert len(workers_of(server)) == 3
+
+
+@pytest.mark.parametrize("number", ["1", "2"])
+def test_logs_are_reopened(served: Start, tmp_path: Path, number: str) -> None:
+    access, errors = tmp_path / "access", tmp_path / "errors"
+    server = served(
+        "-w", number, "--access-logfile", str(access), "--error-logfile", str(errors)
+    )  # fmt: skip
+    running = r"Running on http://([\d.]+):(\d+)"
+    found = slowly(lambda: errors.exists() and re.search(running, errors.read_text()))
+    address = (found[1], int(found[2]))
+    for file in (access, errors):
+        file.rename(f"{file}.1")
+    server.send_signal(signal.SIGUSR1)
+    eventually(lambda: access.exists() and errors.exists())
+
+    def is_logged() -> bool:
+        with Client(address) as client:
+            assert client.get("/").status == 200
+        return "GET / HTTP/1.1" in access.read_text()
+
+    eventually(is_logged)
+    server.send_signal(signal.SIGTERM)
+    assert server.wait() == 0
+    assert DRAINING in errors.read_text()
+
+
+def test_quit_in_one_process(process: Start, tmp_path: Path) -> None:
+    """Its files are removed all the same."""
+    path, pid_file = tmp_path / "socket", tmp_path / "pid"
+    binds = ("-b", f"unix:{path}", "-b", "127.0.0.1:0", "-p", str(pid_file))
+    server = process(*binds, "served:app")
+    with server.connect() as client:
+        client.sendall(request("GET", "/forever"))
+        server.says("begun")
+        server.send_signal(signal.SIGQUIT)
+        assert client.is_closed_by_peer()
+    assert server.wait() == 0
+    assert server.out.all() == ["startup", "begun"]
+    assert not path.exists() and not pid_file.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTTIN, signal.SIGTTOU])
+def test_what_one_process_cannot_do(process: Start, number: int) -> None:
+    server = process("-b", "127.0.0.1:0", "served:app")
+    assert server.address
+    server.send_signal(number)
+    server.logs(f"{signal.Signals(number).name} is for a supervisor, as with --workers 2")
+    ends(server)

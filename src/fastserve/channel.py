@@ -24,6 +24,7 @@ class Channel:
     def __init__(self, end: socket.socket) -> None:
         self._socket = end
         self._rest = b""
+        self._messages: list[Message] = []
 
     def fileno(self) -> int:
         return self._socket.fileno()
@@ -45,6 +46,15 @@ class Channel:
             return None
         *lines, self._rest = (self._rest + data).split(b"\n")
         return [json.loads(line) for line in lines]
+
+    def wait(self) -> Message | None:
+        """The next message, or None at the end."""
+        while not self._messages:
+            received = self.receive()
+            if received is None:
+                return None
+            self._messages = received
+        return self._messages.pop(0)
 
     def setblocking(self, blocks: bool) -> None:
         self._socket.setblocking(blocks)

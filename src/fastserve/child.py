@@ -38,7 +38,9 @@ MARGIN = 15.0
 def main() -> NoReturn:
     """The process that the supervisor starts; what it is to do comes over the channel."""
     channel = Channel(_socket(int(sys.argv[1])))
-    (order,) = channel.receive() or ({},)
+    order = channel.wait()
+    if order is None:
+        sys.exit(1)  # the supervisor is gone already
     sys.path[:] = order["path"]
     sys.argv[:] = order["argv"]
     listening = [Listening(_socket(fd), secure) for fd, secure in order["listening"]]
@@ -78,7 +80,11 @@ class Commands:
         self._server = server
         self._worker: Worker | None = None
         self._terminated = False
-        self._commands = {"stop": server.stop, "skip_waiting": server.skip_waiting}
+        self._commands = {
+            "stop": server.stop,
+            "skip_waiting": server.skip_waiting,
+            "reopen_logs": server.reopen_logs,
+        }
         # Not through the loop, which would leave the signal to the system at its end.
         signal.signal(signal.SIGTERM, self._terminate)
 
@@ -97,9 +103,8 @@ class Commands:
             self._worker.call_threadsafe(self._server.stop)
 
     def _listen(self, worker: Worker) -> None:
-        while (messages := self._channel.receive()) is not None:
-            for message in messages:
-                worker.call_threadsafe(self._commands[message["do"]])
+        while (message := self._channel.wait()) is not None:
+            worker.call_threadsafe(self._commands[message["do"]])
         worker.call_threadsafe(self._abandoned)
         config = self._server.config
         time.sleep(config.graceful_timeout + config.shutdown_timeout + MARGIN)

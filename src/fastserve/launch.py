@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from fastserve.application import load
@@ -33,7 +35,7 @@ def run(
     set_up(config.log_level, config.error_logfile)
     target = target_of(application, config)
     if config.needs_supervisor:
-        _supervise(target, config, reread or (lambda: config))
+        _supervise(target, config, reread)
     else:
         _serve(target, config)
 
@@ -44,10 +46,11 @@ def check(application: object | str | None, config: Config) -> None:
     load(target_of(application, config), config)
 
 
-def _supervise(target: object | str, config: Config, reread: Callable[[], Config]) -> None:
+def _supervise(target: object | str, config: Config, reread: Callable[[], Config] | None) -> None:
     if not isinstance(target, str):
         raise ConfigError("application: several processes need its name, as MODULE:ATTR")
-    Supervisor(dataclasses.replace(config, application=target), reread).run()
+    config = dataclasses.replace(config, application=target)
+    Supervisor(config, reread or (lambda: config)).run()
 
 
 def _serve(target: object | str, config: Config) -> None:
@@ -56,8 +59,25 @@ def _serve(target: object | str, config: Config) -> None:
         logger.warning("--debug is ignored: %s has no debug mode", worker_class.name)
     server = Server(load(target, config), config)
     signals = _Signals(server)
-    with server.opened(), opened_sockets(config) as sockets:
-        server.run(sockets, signals.connect)
+    with server.opened(), contextlib.ExitStack() as stack:
+        sockets = stack.enter_context(opened_sockets(config))
+        with _ending_at_once(stack):
+            server.run(sockets, signals.connect)
+
+
+@contextlib.contextmanager
+def _ending_at_once(stack: contextlib.ExitStack) -> Iterator[None]:
+    """On SIGQUIT, also while the loop is stuck; of what `stack` has, nothing is left behind."""
+
+    def end(number: int, frame: object) -> None:
+        stack.close()
+        os._exit(0)
+
+    before = signal.signal(signal.SIGQUIT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGQUIT, before)
 
 
 class _Signals:
@@ -70,6 +90,9 @@ class _Signals:
             signal.SIGINT: self._end,
             signal.SIGTERM: self._end,
             signal.SIGHUP: self._reload,
+            signal.SIGUSR1: self._reopen_logs,
+            signal.SIGTTIN: self._refuse,
+            signal.SIGTTOU: self._refuse,
         }
 
     def connect(self, worker: Worker) -> None:
@@ -89,3 +112,9 @@ class _Signals:
     def _reload(self, number: int) -> None:
         self._server.reload_certificates()
         self._server.reopen_logs()
+
+    def _reopen_logs(self, number: int) -> None:
+        self._server.reopen_logs()
+
+    def _refuse(self, number: int) -> None:
+        logger.warning("%s is for a supervisor, as with --workers 2", signal.Signals(number).name)

@@ -24,9 +24,9 @@ from dataclasses import dataclass
 
 from fastserve import systemd
 from fastserve.channel import Channel
-from fastserve.config import Config
+from fastserve.config import OPTIONS, Config, ConfigError
 from fastserve.errors import ServerError
-from fastserve.log import logger
+from fastserve.log import logger, reopen, set_up
 from fastserve.pidfile import pid_file
 from fastserve.sockets import Sockets
 
@@ -36,8 +36,14 @@ SIGNALS = (
     signal.SIGINT,
     signal.SIGTERM,
     signal.SIGQUIT,
+    signal.SIGHUP,
+    signal.SIGTTIN,
+    signal.SIGTTOU,
+    signal.SIGUSR1,
     signal.SIGCHLD,
 )
+# What the listening sockets were made of, or what the process itself is: not for a reload.
+FIXED = ("application", "bind", "insecure_bind", "umask", "user", "group", "backlog", "pid")
 # What a worker must not believe to be its own.
 NOT_INHERITED = ("NOTIFY_SOCKET", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
 # A worker that dies after less than this has not served: the next one is kept waiting.
@@ -84,6 +90,11 @@ class Process:
     failure: tuple[str, int] | None = None  # what it said, and the exit status that it asks for
 
     @property
+    def exit_status(self) -> int:
+        """Of the command, if it ends because of this worker."""
+        return self.failure[1] if self.failure else 1
+
+    @property
     def is_current(self) -> bool:
         return self.state in (State.STARTING, State.SERVING)
 
@@ -123,6 +134,7 @@ class Supervisor:
         self._current: Generation | None = None
         self._coming: Generation | None = None
         self._restarts = Restarts()
+        self._reloads_again = False
         self._stopping = False
         self._error: ServerError | None = None
         self._sockets: Sockets
@@ -131,6 +143,10 @@ class Supervisor:
             signal.SIGINT: self._end,
             signal.SIGTERM: self._end,
             signal.SIGQUIT: self._end_at_once,
+            signal.SIGHUP: self._reload,
+            signal.SIGTTIN: self._change_count,
+            signal.SIGTTOU: self._change_count,
+            signal.SIGUSR1: self._reopen_logs,
             signal.SIGCHLD: lambda number: None,  # every turn looks who has died
         }
 
@@ -195,7 +211,9 @@ class Supervisor:
         self._processes.remove(process)
         how = process.failure[0] if process.failure else _how(status)
         if process.state is State.STARTING and not self._stopping:
-            self._failed_to_start(process, how)
+            if process.failure is None:
+                how = f"worker {process.pid} {how} before it was ready"
+            self._failed_to_start(process.generation, how, process.exit_status)
         elif process.state is State.SERVING:
             if time.monotonic() - process.ready_at < SHORT_LIFE:
                 self._restarts.failed()
@@ -205,18 +223,16 @@ class Supervisor:
         elif status != 0:
             logger.warning("worker %d, which was to end, %s", process.pid, how)
 
-    def _failed_to_start(self, process: Process, how: str) -> None:
-        text = how if process.failure else f"worker {process.pid} {how} before it was ready"
-        exit_status = process.failure[1] if process.failure else 1
+    def _failed_to_start(self, generation: Generation, how: str, exit_status: int = 1) -> None:
         if self._current is None:
-            self._give_up(text, exit_status)
-        elif process.generation is self._coming:
-            self._call_off(text)
+            self._give_up(how, exit_status)
+        elif generation is self._coming:
+            self._call_off(how)
         else:
-            logger.error("a worker cannot be started: %s", text)
+            logger.error("a worker cannot be started: %s", how)
             self._restarts.failed()
             if self._restarts.failures >= MOST_FAILURES and not self._in(State.SERVING):
-                self._give_up(text, exit_status)
+                self._give_up(how, exit_status)
 
     def _overdue(self, process: Process) -> None:
         what = "start" if process.state is State.STARTING else "end"
@@ -262,39 +278,66 @@ class Supervisor:
         elif not mine:
             self._start(coming)
         elif ready:
-            for _ in range(self._count - len(mine)):
-                self._start(coming)
+            self._start(coming, self._count - len(mine))
 
     def _take_over(self, coming: Generation) -> None:
-        self._coming, self._current = None, coming
+        if self._current is None:
+            for each in self._sockets.listening:
+                logger.info("Running on %s (%d workers)", each.url, self._count)
+        else:
+            logger.info("reloaded: %d new workers serve", self._count)
+        for process in self._processes:
+            if process.generation is not coming and process.state is not State.DRAINING:
+                self._drain(process)
+        self._current = coming
         self._restarts.succeeded()
-        for each in self._sockets.listening:
-            logger.info("Running on %s (%d workers)", each.url, self._count)
-        systemd.notify("READY=1")
+        self._settle()
 
     def _call_off(self, reason: str) -> None:
-        raise NotImplementedError
+        logger.error("nothing is reloaded, the old workers go on: %s", reason)
+        for process in self._processes:
+            if process.generation is self._coming:
+                end = self._drain if process.state is State.SERVING else self._hasten
+                end(process)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Nothing is coming any more, unless it was asked for in the meantime."""
+        self._coming = None
+        systemd.notify("READY=1")
+        if self._reloads_again:
+            self._reloads_again = False
+            self._reload(signal.SIGHUP)
 
     def _maintain(self, current: Generation) -> None:
         missing = self._count - len([each for each in self._processes if each.is_current])
         if missing > 0 and time.monotonic() >= self._restarts.at:
-            for _ in range(missing):
-                self._start(current)
+            self._start(current, missing)
+        serving = self._in(State.SERVING)
+        for process in serving[: max(len(serving) - self._count, 0)]:
+            self._drain(process)
 
     def _in(self, state: State) -> list[Process]:
         return [each for each in self._processes if each.state is state]
 
     # Processes.
 
-    def _start(self, generation: Generation) -> None:
+    def _start(self, generation: Generation, number: int = 1) -> None:
+        try:
+            for _ in range(number):
+                self._start_one(generation)
+        except OSError as error:
+            self._failed_to_start(generation, f"there can be no process: {error.strerror}")
+
+    def _start_one(self, generation: Generation) -> None:
         ours, theirs = socket.socketpair()
         channel = Channel(ours)
-        with theirs:
-            try:
+        try:
+            with theirs:
                 pid, poll = self._spawn(generation, channel, theirs)
-            except OSError as error:
-                channel.close()
-                raise ServerError(f"cannot start a worker: {error}") from None
+        except OSError:
+            channel.close()
+            raise
         channel.setblocking(False)
         process = Process(pid, poll, channel, generation)
         process.deadline = time.monotonic() + IMPORT + generation.config.startup_timeout
@@ -372,11 +415,52 @@ class Supervisor:
         self._stopping = True
         self._kill_all()
 
+    def _reload(self, number: int) -> None:
+        if self._stopping:
+            return
+        if self._coming is not None:
+            self._reloads_again = True
+            return
+        assert self._current is not None
+        logger.info("SIGHUP: starting new workers")
+        systemd.notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        before = self._current.config
+        try:
+            config = _fit(self._reread(), before)
+            set_up(config.log_level, config.error_logfile)
+        except ConfigError as error:
+            self._call_off(str(error))
+            return
+        if config.workers != before.workers:
+            self._count = _number(config)
+        self._begin(config)
+
+    def _change_count(self, number: int) -> None:
+        step = 1 if number == signal.SIGTTIN else -1
+        self._count = max(self._count + step, 1)
+        logger.info("%s: %d workers from now on", signal.Signals(number).name, self._count)
+
+    def _reopen_logs(self, number: int) -> None:
+        reopen()
+        for process in self._processes:
+            process.channel.send(do="reopen_logs")
+
 
 def _number(config: Config) -> int:
     if isinstance(config.workers, int):
         return config.workers
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _fit(config: Config, before: Config) -> Config:
+    """A new configuration with what cannot be changed by a reload. Raises ConfigError."""
+    if bool(config.certfile) != bool(before.certfile):
+        raise ConfigError("--certfile: TLS begins or ends with the next start")
+    for name in FIXED:
+        if getattr(config, name) != getattr(before, name):
+            logger.warning("%s: the new value is for the next start", OPTIONS[name].label)
+    kept = {name: getattr(before, name) for name in FIXED}
+    return dataclasses.replace(config, **kept)
 
 
 def _how(status: int) -> str:
