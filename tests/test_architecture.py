@@ -108,7 +108,7 @@ ARROWS = {
         "sockets",
         "worker",
     },
-    "launch": {"application", "config", "log", "server", "supervisor", "worker"},
+    "launch": {"application", "child", "config", "log", "server", "supervisor", "worker"},
     "cli": {
         "__init__",
         "application",

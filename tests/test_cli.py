@@ -183,6 +183,7 @@ def test_every_option_arrives(server: FakeServer, app_dir: Path) -> None:
     given: dict[str, Any] = {
         "worker_class": "asyncio",
         "workers": 3,
+        "preload": True,
         "bind": ("127.0.0.1:0", "unix:/tmp/x.sock"),
         "insecure_bind": ("127.0.0.1:81",),
         "umask": "007",

@@ -221,6 +221,7 @@ ALIAS_CASES: dict[str, list[tuple[Any, Any]]] = {
     "port": [(0, ("127.0.0.1:0",)), ("9000", ("127.0.0.1:9000",))],
     "uds": [("/run/a.sock", ("unix:/run/a.sock",))],
     "unix_domain": [("/run/a.sock", ("unix:/run/a.sock",))],
+    "preload_app": [(True, True)],
     "pid_path": [("a.pid", "a.pid")],
     "application_path": [("web:app", "web:app")],
     "timeout_graceful_shutdown": [("5", 5.0)],

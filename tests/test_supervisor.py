@@ -548,3 +548,75 @@ def test_what_one_process_cannot_do(process: Start, number: int) -> None:
     server.send_signal(number)
     server.logs(f"{signal.Signals(number).name} is for a supervisor, as with --workers 2")
     ends(server)
+
+
+# One import for all.
+
+PRELOADED = """
+import gc, os
+print("imported", flush=True)
+async def app(scope, receive, send):
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    body = f"{os.getppid()} {gc.get_freeze_count() > 0} {sorted(os.environ)}"
+    await send({"type": "http.response.body", "body": body.encode()})
+"""
+
+
+@pytest.mark.parametrize("kind", WORKERS)
+def test_a_preloaded_application(process: Start, tmp_path: Path, kind: str) -> None:
+    (tmp_path / "web.py").write_text(PRELOADED)
+    arguments = ("-w", "2", "-b", "127.0.0.1:0", "-k", kind, "--app-dir", str(tmp_path), "web:app")
+    server = process("--preload", *arguments, env={"NOTIFY_SOCKET": "/nowhere"})
+    with server.connect() as client:
+        parent, frozen, environment = client.get().body.decode().split(" ", 2)
+    assert (int(parent), frozen) == (server.popen.pid, "True")
+    assert "NOTIFY_SOCKET" not in environment
+    first = workers_of(server)
+    os.kill(first[0], signal.SIGKILL)
+    slowly(lambda: len(workers_of(server)) == 3)
+    server.send_signal(signal.SIGHUP)
+    server.logs("SIGHUP: starting new workers; the application stays as it was imported")
+    server.logs("reloaded: 2 new workers serve", 3 * PATIENCE)
+    slowly(lambda: all(is_gone(pid) for pid in first))
+    with server.connect() as client:
+        assert client.get().status == 200
+    ends(server)
+    assert server.out.all() == ["imported"]
+
+
+def test_forked_workers_do_not_outlive_the_supervisor(served: Start) -> None:
+    server = served("--preload")
+    assert server.address
+    server.send_signal(signal.SIGKILL)
+    slowly(lambda: all(is_gone(pid) for pid in workers_of(server)))
+    assert server.out.all().count("shutdown") == 2
+
+
+def test_an_object_is_preloaded(process: Start) -> None:
+    script = (
+        "import fastserve, served\n"
+        "fastserve.run(served.app, bind='127.0.0.1:0', workers=2, preload=True)\n"
+        "print('over', flush=True)\n"
+    )
+    server = process(python=("-c", script))
+    with server.connect() as client:
+        assert client.get("/").body == b"hello"
+    ends(server)
+    assert server.out.all().count("over") == 1
+
+
+def test_one_preloaded_worker_is_supervised(process: Start) -> None:
+    server = process("-w", "1", "--preload", "-b", "127.0.0.1:0", "served:app")
+    with server.connect() as client:
+        assert [int(client.get("/pid").body)] == workers_of(server)
+    ends(server)
+
+
+def test_no_fork_beside_a_thread(process: Start, tmp_path: Path) -> None:
+    source = "import threading, time\nthreading.Thread(target=time.sleep, args=(600,), name='busy',"
+    (tmp_path / "web.py").write_text(f"{source} daemon=True).start()\n{SAYS % 'x'}")
+    server = process("--preload", "-b", "127.0.0.1:0", "--app-dir", str(tmp_path), "web:app")
+    assert the_line(server, 1) == (
+        "--preload: the application has started a thread (busy),"
+        " and a process with threads cannot be forked"
+    )

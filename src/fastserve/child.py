@@ -1,4 +1,4 @@
-"""A worker process under a supervisor: `python -m fastserve.child FD`."""
+"""A worker process under a supervisor: `python -m fastserve.child FD`, or forked."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import threading
 import time
 from typing import NoReturn
 
-from fastserve.application import ApplicationError, load
+from fastserve.application import ASGI3, ApplicationError, load
 from fastserve.channel import Channel
 from fastserve.config import Config, ConfigError
 from fastserve.errors import ServerError
@@ -47,13 +47,16 @@ def main() -> NoReturn:
     sys.exit(work(channel, Config(**order["config"]), Listeners(listening)))
 
 
-def work(channel: Channel, config: Config, sockets: Listeners) -> int:
-    """Serve until the supervisor says so, or is gone. Returns the exit status."""
+def work(
+    channel: Channel, config: Config, sockets: Listeners, *, application: ASGI3 | None = None
+) -> int:
+    """Serve until the supervisor says so, or is gone. `application`: None is the one that
+    `config` names. Returns the exit status."""
     _take_signals()
     try:
         set_up(config.log_level, config.error_logfile)
         server = Server(
-            load(target_of(None, config), config),
+            application or load(target_of(None, config), config),
             config,
             on_ready=lambda worker, sockets: channel.send(ready=True),
         )

@@ -287,6 +287,13 @@ class Config:
         "How many processes serve; auto is one for each core that they may use.",
         short="-w",
     )
+    preload: bool = option(
+        False,
+        LISTENING,
+        Switch(),
+        "Import the application once, before the workers are forked, which share its memory.",
+        aliases=(Alias("preload_app", flag=""),),
+    )
     bind: tuple[str, ...] = option(
         (DEFAULT_BIND,),
         LISTENING,
@@ -812,7 +819,7 @@ class Config:
     @property
     def needs_supervisor(self) -> bool:
         """Whether something is asked for that the one process cannot do alone."""
-        return self.workers != 1
+        return self.workers != 1 or self.preload
 
 
 def _option_of(field: dataclasses.Field[Any]) -> Option:

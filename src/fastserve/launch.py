@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import gc
 import os
 import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from fastserve import child
 from fastserve.application import load
 from fastserve.config import Config, ConfigError
 from fastserve.log import logger, set_up
@@ -47,10 +50,19 @@ def check(application: object | str | None, config: Config) -> None:
 
 
 def _supervise(target: object | str, config: Config, reread: Callable[[], Config] | None) -> None:
-    if not isinstance(target, str):
-        raise ConfigError("application: several processes need its name, as MODULE:ATTR")
-    config = dataclasses.replace(config, application=target)
-    Supervisor(config, reread or (lambda: config)).run()
+    work = None
+    if isinstance(target, str):
+        config = dataclasses.replace(config, application=target)
+    elif not config.preload:
+        raise ConfigError(
+            "application: several processes need its name, as MODULE:ATTR, or --preload"
+        )
+    if config.preload:
+        work = functools.partial(child.work, application=load(target, config))
+        # What is there by now is not looked at again, which would copy the pages it is in.
+        gc.collect()
+        gc.freeze()
+    Supervisor(config, reread or (lambda: config), work).run()
 
 
 def _serve(target: object | str, config: Config) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import enum
+import functools
 import math
 import os
 import selectors
@@ -18,9 +19,12 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NoReturn
 
 from fastserve import systemd
 from fastserve.channel import Channel
@@ -28,7 +32,7 @@ from fastserve.config import OPTIONS, Config, ConfigError
 from fastserve.errors import ServerError
 from fastserve.log import logger, reopen, set_up
 from fastserve.pidfile import pid_file
-from fastserve.sockets import Sockets
+from fastserve.sockets import Listeners, Sockets
 
 __all__ = ["Supervisor"]
 
@@ -43,7 +47,17 @@ SIGNALS = (
     signal.SIGCHLD,
 )
 # What the listening sockets were made of, or what the process itself is: not for a reload.
-FIXED = ("application", "bind", "insecure_bind", "umask", "user", "group", "backlog", "pid")
+FIXED = (
+    "application",
+    "bind",
+    "insecure_bind",
+    "umask",
+    "user",
+    "group",
+    "backlog",
+    "pid",
+    "preload",
+)
 # What a worker must not believe to be its own.
 NOT_INHERITED = ("NOTIFY_SOCKET", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
 # A worker that dies after less than this has not served: the next one is kept waiting.
@@ -122,12 +136,20 @@ class Restarts:
 class Supervisor:
     """Workers on the addresses of a configuration, until a signal ends them.
 
-    `reread()` makes the configuration anew for a reload; it raises ConfigError.
+    `reread()` makes the configuration anew for a reload; it raises ConfigError. With `work`
+    workers are forked, and do that, the channel, configuration and sockets being given;
+    without it they are fresh interpreters.
     """
 
-    def __init__(self, config: Config, reread: Callable[[], Config]) -> None:
+    def __init__(
+        self,
+        config: Config,
+        reread: Callable[[], Config],
+        work: Callable[[Channel, Config, Listeners], int] | None = None,
+    ) -> None:
         self._config = config
         self._reread = reread
+        self._work = work
         self._count = _number(config)
         self._processes: list[Process] = []
         self._generations = 0
@@ -161,8 +183,7 @@ class Supervisor:
                 stack.enter_context(pid_file(self._config.pid))
             stack.callback(self._kill_all)
             self._begin(self._config)
-            while self._processes or not self._stopping:
-                self._work_on_it()
+            while self._work_on_it():
                 self._wait(signals)
         if self._error is not None:
             raise self._error
@@ -170,9 +191,7 @@ class Supervisor:
     # What happens.
 
     def _wait(self, signals: socket.socket) -> None:
-        soonest = min([each.deadline for each in self._processes], default=math.inf)
-        if self._lacks_workers():
-            soonest = min(soonest, self._restarts.at)
+        soonest = self._next_turn()
         timeout = None if soonest == math.inf else max(soonest - time.monotonic(), 0)
         for key, _ in self._selector.select(timeout):
             if key.data is not None:
@@ -249,21 +268,25 @@ class Supervisor:
 
     # What is to be.
 
-    def _work_on_it(self) -> None:
-        """Start and drain workers until there are those that there should be."""
-        if self._stopping:
-            return
-        if self._coming is not None:
+    def _work_on_it(self) -> bool:
+        """Start and drain workers until there are those that there should be; False when
+        nothing is left to do."""
+        if not self._stopping and self._coming is not None:
             self._bring(self._coming)
-        if self._coming is None and self._current is not None:
+        if not self._stopping and self._coming is None and self._current is not None:
             self._maintain(self._current)
+        return bool(self._processes) or not self._stopping
 
-    def _lacks_workers(self) -> bool:
-        return (
-            not self._stopping
-            and self._coming is None
-            and len([each for each in self._processes if each.is_current]) < self._count
-        )
+    def _next_turn(self) -> float:
+        """When there is something to do even if nothing happens."""
+        soonest = min([each.deadline for each in self._processes], default=math.inf)
+        if self._stopping:
+            return soonest
+        if self._coming is not None:
+            begun = any(each.generation is self._coming for each in self._processes)
+            return soonest if begun else 0.0
+        lacks = len([each for each in self._processes if each.is_current]) < self._count
+        return min(soonest, self._restarts.at) if lacks else soonest
 
     def _begin(self, config: Config) -> None:
         self._generations += 1
@@ -328,14 +351,17 @@ class Supervisor:
                 self._start_one(generation)
         except OSError as error:
             self._failed_to_start(generation, f"there can be no process: {error.strerror}")
+        except ServerError as error:
+            self._failed_to_start(generation, str(error))
 
     def _start_one(self, generation: Generation) -> None:
         ours, theirs = socket.socketpair()
         channel = Channel(ours)
         try:
             with theirs:
-                pid, poll = self._spawn(generation, channel, theirs)
-        except OSError:
+                begin = self._spawn if self._work is None else self._fork
+                pid, poll = begin(generation, channel, theirs)
+        except BaseException:
             channel.close()
             raise
         channel.setblocking(False)
@@ -369,6 +395,35 @@ class Supervisor:
                 },
             )
         return popen.pid, popen.poll
+
+    def _fork(
+        self, generation: Generation, channel: Channel, theirs: socket.socket
+    ) -> tuple[int, Callable[[], int | None]]:
+        _refuse_threads()
+        with _blocked():
+            pid = os.fork()
+            if pid == 0:
+                # The others' ends too: a copy of one would keep its channel from ending.
+                for each in (channel, *(process.channel for process in self._processes)):
+                    each.close()
+                self._become_worker(generation.config, Channel(theirs))
+        return pid, functools.partial(_poll, pid)
+
+    def _become_worker(self, config: Config, channel: Channel) -> NoReturn:
+        status = 1
+        try:
+            signal.set_wakeup_fd(-1)
+            for name in NOT_INHERITED:
+                os.environ.pop(name, None)
+            assert self._work is not None
+            status = self._work(channel, config, Listeners(self._sockets.listening))
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            for stream in (sys.stdout, sys.stderr):
+                with contextlib.suppress(OSError, ValueError):
+                    stream.flush()
+            os._exit(status)
 
     def _unregister(self, process: Process) -> None:
         with contextlib.suppress(KeyError):
@@ -422,7 +477,8 @@ class Supervisor:
             self._reloads_again = True
             return
         assert self._current is not None
-        logger.info("SIGHUP: starting new workers")
+        preloaded = "" if self._work is None else "; the application stays as it was imported"
+        logger.info("SIGHUP: starting new workers%s", preloaded)
         systemd.notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
         before = self._current.config
         try:
@@ -471,6 +527,25 @@ def _how(status: int) -> str:
     if -status == signal.SIGKILL:
         text += " (somebody's, or the kernel's for want of memory)"
     return text
+
+
+def _poll(pid: int) -> int | None:
+    ended, status = os.waitpid(pid, os.WNOHANG)
+    return os.waitstatus_to_exitcode(status) if ended else None
+
+
+def _refuse_threads() -> None:
+    """A thread is not there after a fork, but the locks that it holds are."""
+    try:
+        number = len(os.listdir("/proc/self/task"))
+    except OSError:
+        number = threading.active_count()
+    if number > 1:
+        names = [each.name for each in threading.enumerate() if each is not threading.main_thread()]
+        raise ServerError(
+            f"--preload: the application has started a thread ({', '.join(names) or 'not Python'}),"
+            " and a process with threads cannot be forked"
+        )
 
 
 def _interpreter_flags() -> list[str]:
