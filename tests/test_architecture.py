@@ -97,7 +97,17 @@ ARROWS = {
     },
     # Around several processes; the supervisor knows neither a loop nor the application.
     "channel": set(),
-    "supervisor": {"channel", "config", "errors", "log", "pidfile", "sockets", "systemd"},
+    "handover": {"channel", "sockets"},
+    "supervisor": {
+        "channel",
+        "config",
+        "errors",
+        "handover",
+        "log",
+        "pidfile",
+        "sockets",
+        "systemd",
+    },
     "child": {
         "application",
         "channel",
@@ -108,7 +118,16 @@ ARROWS = {
         "sockets",
         "worker",
     },
-    "launch": {"application", "child", "config", "log", "server", "supervisor", "worker"},
+    "launch": {
+        "application",
+        "child",
+        "config",
+        "handover",
+        "log",
+        "server",
+        "supervisor",
+        "worker",
+    },
     "cli": {
         "__init__",
         "application",

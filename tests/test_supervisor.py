@@ -541,7 +541,7 @@ def test_quit_in_one_process(process: Start, tmp_path: Path) -> None:
     assert not path.exists() and not pid_file.exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTTIN, signal.SIGTTOU])
+@pytest.mark.parametrize("number", [signal.SIGTTIN, signal.SIGTTOU, signal.SIGUSR2])
 def test_what_one_process_cannot_do(process: Start, number: int) -> None:
     server = process("-b", "127.0.0.1:0", "served:app")
     assert server.address
@@ -620,3 +620,80 @@ def test_no_fork_beside_a_thread(process: Start, tmp_path: Path) -> None:
         "--preload: the application has started a thread (busy),"
         " and a process with threads cannot be forked"
     )
+
+
+# A new program on the same sockets.
+
+
+def pid_in(file: Path) -> int:
+    """0 while it is being written."""
+    text = file.read_text() if file.exists() else ""
+    return int(text) if text.endswith("\n") else 0
+
+
+@pytest.mark.parametrize("kind", WORKERS)
+def test_a_new_program_fails_no_request(
+    changing: Callable[..., Changing], tmp_path: Path, kind: str
+) -> None:
+    path, pid_file = tmp_path / "socket", tmp_path / "pid"
+    web = changing("-k", kind, "-b", f"unix:{path}", "-p", str(pid_file))
+    old = web.server.popen.pid
+    with Load(web.address) as load:
+        load.waits_for(1)
+        web.says("new")
+        web.server.send_signal(signal.SIGUSR2)
+        assert web.server.popen.wait(6 * PATIENCE) == 0
+        eventually(lambda: load.answers[b"new"] > 10)
+    assert load.failures == []
+    assert set(load.answers) == {b"old", b"new"}
+    new = pid_in(pid_file)
+    assert new not in (0, old)
+    with Client(str(path)) as client:
+        assert client.get().body == b"new"
+    os.kill(new, signal.SIGTERM)
+    slowly(lambda: not path.exists() and not pid_file.exists())
+    assert "Traceback" not in "\n".join(web.server.err.all())
+
+
+def test_a_new_program_that_does_not_start(
+    changing: Callable[..., Changing], tmp_path: Path
+) -> None:
+    path, pid_file = tmp_path / "socket", tmp_path / "pid"
+    web = changing("-b", f"unix:{path}", "-p", str(pid_file))
+    web.file.write_text("1 / 0")
+    web.server.send_signal(signal.SIGUSR2)
+    web.logs("the new program has not started, this one goes on")
+    web.server.logs("^fastserve: error: module 'web' cannot be imported: ZeroDivisionError")
+    assert pid_in(pid_file) == web.server.popen.pid
+    for address in (web.address, str(path)):
+        with Client(address) as client:
+            assert client.get().body == b"old"
+    web.server.send_signal(signal.SIGTERM)
+    assert web.server.wait() == 0
+    assert not path.exists() and not pid_file.exists()
+
+
+def test_the_service_manager_learns_of_the_new_program(served: Start, tmp_path: Path) -> None:
+    path = str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(path)
+        manager.settimeout(6 * PATIENCE)
+        server = served(env={"NOTIFY_SOCKET": path})
+        assert manager.recv(100) == b"READY=1"
+        server.send_signal(signal.SIGUSR2)
+        lines = manager.recv(100).decode().split("\n")
+        assert lines[0] == "READY=1" and lines[1].startswith("MAINPID=")
+        assert server.popen.wait(3 * PATIENCE) == 0
+        os.kill(int(lines[1].removeprefix("MAINPID=")), signal.SIGTERM)
+        assert manager.recv(100) == b"STOPPING=1"
+
+
+def test_the_end_during_an_upgrade(changing: Callable[..., Changing]) -> None:
+    """The new program does not outlive the old one that has not handed over."""
+    web = changing()
+    web.server.send_signal(signal.SIGUSR2)
+    new = int(web.server.logs(r"starting the new program as (\d+)")[1])
+    web.server.send_signal(signal.SIGTERM)
+    assert web.server.wait() == 0
+    slowly(lambda: is_gone(new))
+    assert refuses(web.address)

@@ -11,7 +11,7 @@ import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from fastserve import child
+from fastserve import child, handover
 from fastserve.application import load
 from fastserve.config import Config, ConfigError
 from fastserve.log import logger, set_up
@@ -37,7 +37,7 @@ def run(
     config = configured(config, options)
     set_up(config.log_level, config.error_logfile)
     target = target_of(application, config)
-    if config.needs_supervisor:
+    if config.needs_supervisor or handover.is_under_way():
         _supervise(target, config, reread)
     else:
         _serve(target, config)
@@ -105,6 +105,7 @@ class _Signals:
             signal.SIGUSR1: self._reopen_logs,
             signal.SIGTTIN: self._refuse,
             signal.SIGTTOU: self._refuse,
+            signal.SIGUSR2: self._refuse,
         }
 
     def connect(self, worker: Worker) -> None:

@@ -17,7 +17,10 @@ from fastserve.checks import Bind, ConfigError, parse_bind
 from fastserve.config import DEFAULT_BIND, Config
 from fastserve.errors import ServerError
 
-__all__ = ["ListenError", "Listeners", "Listening", "Sockets"]
+__all__ = ["Handed", "ListenError", "Listeners", "Listening", "Sockets"]
+
+# Sockets that another process has opened, by the address that it was asked for.
+Handed = dict[str, list[socket.socket]]
 
 
 class ListenError(ServerError):
@@ -25,12 +28,13 @@ class ListenError(ServerError):
 
 
 class Listening(NamedTuple):
-    """A socket that accepts; whether its connections begin with TLS, and whether somebody else
-    has the socket too, who may go on with it."""
+    """A socket that accepts; whether its connections begin with TLS, whether somebody else has
+    the socket too, who may go on with it, and the address that was asked for."""
 
     socket: socket.socket
     secure: bool
     shared: bool
+    bind: str = ""
 
     @property
     def address(self) -> tuple[str, int | None] | None:
@@ -67,19 +71,24 @@ class Listeners:
 class Sockets(Listeners):
     """Every address of a configuration, listened on.
 
+    `handed` are those that are there already; those that are not asked for are closed.
+
     Resource handling: `close()` also removes the unix sockets that were made here, unless
-    somebody else's are in their place by then; `stop_listening()` leaves them for later.
+    somebody else's are in their place by then, or they were handed over; `stop_listening()`
+    leaves them for later.
 
     Raises ListenError, ConfigError.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, handed: Handed | None = None) -> None:
         super().__init__()
         self._config = config
+        self._handed = handed or {}
+        self._promised: dict[str, tuple[int, int]] = {}
         self._paths: dict[str, tuple[int, int]] = {}
         self._activated = systemd.activated()
         binds = config.bind
-        if self._activated and binds == (DEFAULT_BIND,):
+        if (self._activated or "systemd:" in self._handed) and binds == (DEFAULT_BIND,):
             binds = ("systemd:",)
         try:
             for address in binds:
@@ -89,6 +98,18 @@ class Sockets(Listeners):
         except BaseException:
             self.close()
             raise
+        finally:
+            for unwanted in self._handed.values():
+                for each in unwanted:
+                    each.close()
+
+    def hand_over(self) -> None:
+        """From now on the unix sockets' paths are another process's to remove."""
+        self._paths = {}
+
+    def take_over(self) -> None:
+        """From now on those of the sockets that were handed down are this process's."""
+        self._paths |= self._promised
 
     def stop_listening(self) -> None:
         """Close the descriptors of this process."""
@@ -105,7 +126,8 @@ class Sockets(Listeners):
     def _listen(self, bind: Bind, secure: bool) -> None:
         try:
             for made in self._open(bind):
-                self.listening.append(Listening(made, secure, bind.kind in ("fd", "systemd")))
+                shared = bind.kind in ("fd", "systemd")
+                self.listening.append(Listening(made, secure, shared, str(bind)))
         except UnicodeError:
             # Out of getaddrinfo: a label that is empty, or longer than 63 bytes.
             raise ListenError(f"cannot listen on {bind}: not a host name") from None
@@ -114,6 +136,10 @@ class Sockets(Listeners):
             raise ListenError(f"cannot listen on {bind}: {reason}") from None
 
     def _open(self, bind: Bind) -> list[socket.socket]:
+        if str(bind) in self._handed:
+            if bind.kind == "unix":
+                self._promised[bind.path] = _identity(bind.path)
+            return self._handed.pop(str(bind))
         if bind.kind == "unix":
             return [self._open_unix(bind.path)]
         if bind.kind == "fd":

@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NoReturn
 
-from fastserve import systemd
+from fastserve import handover, systemd
 from fastserve.channel import Channel
 from fastserve.config import OPTIONS, Config, ConfigError
 from fastserve.errors import ServerError
@@ -44,6 +44,7 @@ SIGNALS = (
     signal.SIGTTIN,
     signal.SIGTTOU,
     signal.SIGUSR1,
+    signal.SIGUSR2,
     signal.SIGCHLD,
 )
 # What the listening sockets were made of, or what the process itself is: not for a reload.
@@ -157,9 +158,13 @@ class Supervisor:
         self._coming: Generation | None = None
         self._restarts = Restarts()
         self._reloads_again = False
+        self._main_pid: tuple[str, ...] = ()  # which the service manager does not know yet
         self._stopping = False
         self._error: ServerError | None = None
+        self._predecessor = handover.Predecessor() if handover.is_under_way() else None
+        self._successor: handover.Successor | None = None
         self._sockets: Sockets
+        self._stack = contextlib.ExitStack()
         self._selector = selectors.PollSelector()
         self._actions: dict[int, Callable[[int], None]] = {
             signal.SIGINT: self._end,
@@ -169,24 +174,30 @@ class Supervisor:
             signal.SIGTTIN: self._change_count,
             signal.SIGTTOU: self._change_count,
             signal.SIGUSR1: self._reopen_logs,
+            signal.SIGUSR2: self._upgrade,
             signal.SIGCHLD: lambda number: None,  # every turn looks who has died
         }
 
     def run(self) -> None:
         """Raises ServerError, ConfigError."""
-        with contextlib.ExitStack() as stack:
+        handed = self._predecessor.handed if self._predecessor else None
+        with self._stack as stack:
             stack.enter_context(self._selector)
             signals = stack.enter_context(_signals())
             self._selector.register(signals, selectors.EVENT_READ)
-            self._sockets = stack.enter_context(contextlib.closing(Sockets(self._config)))
-            if self._config.pid:
-                stack.enter_context(pid_file(self._config.pid))
+            self._sockets = stack.enter_context(contextlib.closing(Sockets(self._config, handed)))
+            if self._predecessor is None:
+                self._write_pid()
             stack.callback(self._kill_all)
             self._begin(self._config)
             while self._work_on_it():
                 self._wait(signals)
         if self._error is not None:
             raise self._error
+
+    def _write_pid(self) -> None:
+        if self._config.pid:
+            self._stack.enter_context(pid_file(self._config.pid))
 
     # What happens.
 
@@ -195,9 +206,11 @@ class Supervisor:
         timeout = None if soonest == math.inf else max(soonest - time.monotonic(), 0)
         for key, _ in self._selector.select(timeout):
             if key.data is not None:
-                self._hear(key.data)
+                key.data()
         for number in _received(signals):
             self._actions[number](number)
+        if self._successor is not None and self._successor.popen.poll() is not None:
+            self._successor_ended(self._successor)
         for process in list(self._processes):
             status = process.poll()
             if status is not None:
@@ -209,7 +222,7 @@ class Supervisor:
     def _hear(self, process: Process) -> None:
         messages = process.channel.receive()
         if messages is None:
-            self._unregister(process)
+            self._unregister(process.channel)
             return
         for message in messages:
             if "ready" in message:
@@ -225,7 +238,7 @@ class Supervisor:
             logger.info("worker %d is ready", process.pid)
 
     def _ended(self, process: Process, status: int) -> None:
-        self._unregister(process)
+        self._unregister(process.channel)
         process.channel.close()
         self._processes.remove(process)
         how = process.failure[0] if process.failure else _how(status)
@@ -261,8 +274,7 @@ class Supervisor:
 
     def _give_up(self, text: str, exit_status: int) -> None:
         self._error = ServerError(text, exit_status)
-        self._stopping = True
-        self._stop_listening()
+        self._drain_all()
         for process in self._processes:
             self._hasten(process)
 
@@ -307,6 +319,7 @@ class Supervisor:
         if self._current is None:
             for each in self._sockets.listening:
                 logger.info("Running on %s (%d workers)", each.url, self._count)
+            self._succeed()
         else:
             logger.info("reloaded: %d new workers serve", self._count)
         for process in self._processes:
@@ -327,7 +340,7 @@ class Supervisor:
     def _settle(self) -> None:
         """Nothing is coming any more, unless it was asked for in the meantime."""
         self._coming = None
-        systemd.notify("READY=1")
+        systemd.notify("READY=1", *self._main_pid)
         if self._reloads_again:
             self._reloads_again = False
             self._reload(signal.SIGHUP)
@@ -368,7 +381,8 @@ class Supervisor:
         process = Process(pid, poll, channel, generation)
         process.deadline = time.monotonic() + IMPORT + generation.config.startup_timeout
         self._processes.append(process)
-        self._selector.register(channel, selectors.EVENT_READ, process)
+        hear = functools.partial(self._hear, process)
+        self._selector.register(channel, selectors.EVENT_READ, hear)
 
     def _spawn(
         self, generation: Generation, channel: Channel, theirs: socket.socket
@@ -425,9 +439,9 @@ class Supervisor:
                     stream.flush()
             os._exit(status)
 
-    def _unregister(self, process: Process) -> None:
-        with contextlib.suppress(KeyError):
-            self._selector.unregister(process.channel)
+    def _unregister(self, channel: Channel) -> None:
+        with contextlib.suppress(KeyError):  # it was, at the channel's end
+            self._selector.unregister(channel)
 
     def _drain(self, process: Process) -> None:
         config = process.generation.config
@@ -447,10 +461,6 @@ class Supervisor:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process.pid, signal.SIGKILL)
 
-    def _stop_listening(self) -> None:
-        # Else connections would be accepted that nobody serves.
-        self._sockets.stop_listening()
-
     # Signals.
 
     def _end(self, number: int) -> None:
@@ -458,16 +468,25 @@ class Supervisor:
             for process in self._processes:
                 self._hasten(process)
             return
-        self._stopping = True
         logger.info("%s: finishing what is under way", signal.Signals(number).name)
         systemd.notify("STOPPING=1")
-        self._stop_listening()
+        if self._successor is not None:
+            self._successor.popen.terminate()
+        self._drain_all()
+
+    def _drain_all(self) -> None:
+        self._stopping = True
+        # Else connections would be accepted that nobody serves.
+        self._sockets.stop_listening()
         for process in self._processes:
-            self._drain(process)
+            if process.state is not State.DRAINING:
+                self._drain(process)
 
     def _end_at_once(self, number: int) -> None:
         logger.info("%s: ending at once", signal.Signals(number).name)
         self._stopping = True
+        if self._successor is not None:
+            self._successor.popen.kill()
         self._kill_all()
 
     def _reload(self, number: int) -> None:
@@ -500,6 +519,52 @@ class Supervisor:
         reopen()
         for process in self._processes:
             process.channel.send(do="reopen_logs")
+
+    # The next program on the same sockets.
+
+    def _upgrade(self, number: int) -> None:
+        if self._stopping or self._successor is not None or self._current is None:
+            logger.warning("SIGUSR2: not now")
+            return
+        try:
+            self._successor = handover.Successor.start(self._sockets)
+        except OSError as error:
+            logger.error("the new program cannot be started: %s", error.strerror)
+            return
+        logger.info("SIGUSR2: starting the new program as %d", self._successor.popen.pid)
+        hear = functools.partial(self._hear_successor, self._successor)
+        self._selector.register(self._successor.channel, selectors.EVENT_READ, hear)
+
+    def _hear_successor(self, successor: handover.Successor) -> None:
+        messages = successor.channel.receive()
+        if messages == []:
+            return
+        self._unregister(successor.channel)
+        if messages is not None and not self._stopping:
+            logger.info("%d serves now: finishing what is under way", successor.popen.pid)
+            self._successor = None
+            successor.channel.close()
+            self._sockets.hand_over()
+            self._drain_all()
+
+    def _successor_ended(self, successor: handover.Successor) -> None:
+        self._hear_successor(successor)  # its last word, which may be that it was ready
+        if self._successor is None:
+            return
+        self._successor = None
+        successor.channel.close()
+        if not self._stopping:
+            logger.error("the new program has not started, this one goes on")
+
+    def _succeed(self) -> None:
+        """Now that this program serves, the one before it may end."""
+        if self._predecessor is None:
+            return
+        self._write_pid()
+        self._sockets.take_over()
+        self._main_pid = (f"MAINPID={os.getpid()}",)
+        self._predecessor.channel.send(ready=True)
+        self._predecessor.channel.close()
 
 
 def _number(config: Config) -> int:
