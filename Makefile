@@ -25,11 +25,12 @@ PIP_INSTALL = python -m pip install --quiet --disable-pip-version-check
 # One home for the versions: the list is read from pyproject.toml.
 BUILD_REQUIRES = python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")'
 
-.PHONY: help run test lint test-asan fuzz bench bench-websocket instructions options wheel clean
+.PHONY: help run test test-long lint test-asan fuzz bench bench-websocket instructions options wheel clean
 
 help:
 	@echo 'make run        serve examples/hello.py, or another one: make run APP=chat:app'
 	@echo 'make test       run all tests'
+	@echo 'make test-long  reloads, kills and new programs by the hundred (half an hour)'
 	@echo 'make lint       ruff, mypy, cython-lint, warnings of Cython as errors'
 	@echo 'make test-asan  run the tests on a build with AddressSanitizer and UBSan'
 	@echo 'make fuzz       run the fuzz targets (OPTIONS: see tests/fuzz/run.py)'
@@ -45,6 +46,9 @@ run: $(VENV)/.built
 
 test: $(VENV)/.test
 	$(VENV)/bin/python $(PYTEST) --timeout $(TIMEOUT) $(OPTIONS) $(TESTS)
+
+test-long: $(VENV)/.test
+	$(VENV)/bin/python -m pytest -m long $(OPTIONS) $(TESTS)
 
 lint: $(VENV)/.lint
 	$(VENV)/bin/ruff check .

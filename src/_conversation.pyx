@@ -71,6 +71,7 @@ cdef class Host:
         cdef ApplicationCall call = ApplicationCall.__new__(ApplicationCall)
         call.conversation = conversation
         self.in_flight += 1
+        self.calls += 1
         try:
             self.spawn(call)
         except BaseException as error:

@@ -70,6 +70,7 @@ ARROWS = {
     "systemd": set(),
     "errors": set(),
     "sockets": {"checks", "config", "errors", "systemd"},
+    "recycling": {"config"},
     "lifespan": {"asgi", "config", "log", "worker"},
     "server": {
         "_conversation",
@@ -89,6 +90,7 @@ ARROWS = {
         "lifespan",
         "log",
         "pidfile",
+        "recycling",
         "sockets",
         "systemd",
         "tls",

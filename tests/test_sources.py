@@ -222,6 +222,8 @@ ALIAS_CASES: dict[str, list[tuple[Any, Any]]] = {
     "uds": [("/run/a.sock", ("unix:/run/a.sock",))],
     "unix_domain": [("/run/a.sock", ("unix:/run/a.sock",))],
     "preload_app": [(True, True)],
+    "limit_max_requests": [(5, 5)],
+    "limit_max_requests_jitter": [(5, 5)],
     "pid_path": [("a.pid", "a.pid")],
     "application_path": [("web:app", "web:app")],
     "timeout_graceful_shutdown": [("5", 5.0)],

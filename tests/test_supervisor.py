@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PATIENCE, WORKERS, Client, request
+from conftest import PATIENCE, WORKERS, Client, handshake, request
 from process import DRAINING, Load, Process, eventually, refuses
 
 from fastserve.config import Config, ConfigError
@@ -697,3 +697,104 @@ def test_the_end_during_an_upgrade(changing: Callable[..., Changing]) -> None:
     assert web.server.wait() == 0
     slowly(lambda: is_gone(new))
     assert refuses(web.address)
+
+
+# Replaced from time to time.
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (("--max-requests", "20", "--max-requests-jitter", "10"), r"\d+ requests"),
+        (("--max-lifetime", "1"), "1 s"),
+        (("--max-rss", "1M"), r"\d+ MiB of memory"),
+    ],
+)
+def test_a_worker_is_replaced(process: Start, options: tuple[str, ...], reason: str) -> None:
+    """Also one alone, of which there are two then for a while."""
+    server = process("-b", "127.0.0.1:0", *options, "served:app")
+    with Load(server.address) as load:
+        server.logs(rf"worker \d+ is replaced after {reason}", 3 * PATIENCE)
+        load.waits_for(2)
+    assert load.failures == []
+    first, second = workers_of(server)[:2]
+    slowly(lambda: is_gone(first))
+    assert {str(first).encode(), str(second).encode()} <= set(load.answers)
+    ends(server)
+
+
+@pytest.mark.parametrize("kind", WORKERS)
+def test_a_websocket_counts_as_a_request(process: Start, kind: str) -> None:
+    server = process("-k", kind, "-b", "127.0.0.1:0", "--max-requests", "2", "served:app")
+    for _ in range(2):
+        with server.connect() as client:
+            client.sendall(handshake())
+            client.read_until(b"\r\n\r\n")
+    server.logs(r"worker \d+ is replaced after 2 requests")
+    server.send_signal(signal.SIGTERM)
+    assert server.wait() == 0
+
+
+def test_a_worker_without_a_successor_goes_on(
+    changing: Callable[..., Changing], tmp_path: Path
+) -> None:
+    web = changing("--max-lifetime", "1")
+    web.file.write_text("1 / 0")
+    web.logs("a worker cannot be started: ", 2)
+    with Client(web.address) as client:
+        assert client.get().body == b"old"
+    web.says("new")
+    old = workers_of(web.server)
+    slowly(lambda: all(is_gone(pid) for pid in old))
+    with Client(web.address) as client:
+        assert client.get().body == b"new"
+    web.server.send_signal(signal.SIGTERM)
+    assert web.server.wait() == 0
+
+
+# In the long run.
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+class TestLong:
+    @pytest.mark.parametrize("kind", WORKERS)
+    def test_a_hundred_reloads(self, changing: Callable[..., Changing], kind: str) -> None:
+        web = changing("-k", kind)
+        with Load(web.address) as load:
+            for number in range(1, 101):
+                web.says(str(number))
+                web.reload(number)
+        assert load.failures == []
+        assert len(load.answers) > 90
+        ends(web.server)
+
+    @pytest.mark.parametrize("kind", WORKERS)
+    def test_a_hundred_kills(self, served: Start, kind: str) -> None:
+        server = served("-k", kind)
+        with Load(server.address) as load:
+            for number in range(100):
+                slowly(lambda expected=number + 2: len(workers_of(server)) == expected)
+                os.kill(workers_of(server)[-2], signal.SIGKILL)
+            slowly(lambda: len(workers_of(server)) == 102)
+        assert load.failures == []
+        ends(server)
+
+    @pytest.mark.parametrize("kind", WORKERS)
+    def test_twenty_new_programs(
+        self, changing: Callable[..., Changing], tmp_path: Path, kind: str
+    ) -> None:
+        pid_file = tmp_path / "pid"
+        web = changing("-k", kind, "-p", str(pid_file))
+        old = web.server.popen.pid
+        with Load(web.address) as load:
+            for number in range(20):
+                web.says(str(number))
+                os.kill(old, signal.SIGUSR2)
+                new = slowly(lambda before=old: (pid_in(pid_file) or before) - before) + old
+                slowly(lambda before=old: is_gone(before))
+                old = new
+        assert load.failures == []
+        assert len(load.answers) > 18
+        os.kill(old, signal.SIGTERM)
+        slowly(lambda: not pid_file.exists())

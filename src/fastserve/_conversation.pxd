@@ -29,6 +29,7 @@ cdef class Host:
         object report
         object on_idle
         readonly Py_ssize_t in_flight   # calls of the application that have not ended
+        readonly Py_ssize_t calls       # all that were begun
 
     cdef int start(self, Conversation conversation) except -1
     cdef int ended(self) except -1

@@ -6,6 +6,7 @@ class ClientDisconnected(OSError): ...
 
 class Host:
     in_flight: int
+    calls: int
     def __init__(
         self,
         application: Callable[..., Awaitable[None]],

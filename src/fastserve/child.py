@@ -59,6 +59,7 @@ def work(
             application or load(target_of(None, config), config),
             config,
             on_ready=lambda worker, sockets: channel.send(ready=True),
+            on_enough=lambda reason: channel.send(enough=reason),
         )
         commands = Commands(channel, server)
         # The supervisor has had the signals held back until now.

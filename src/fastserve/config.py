@@ -294,6 +294,32 @@ class Config:
         "Import the application once, before the workers are forked, which share its memory.",
         aliases=(Alias("preload_app", flag=""),),
     )
+    max_requests: int | None = option(
+        None,
+        LISTENING,
+        Whole(1, 2**31 - 1),
+        "Replace a worker after so many requests; never unless given.",
+        aliases=(Alias("limit_max_requests"),),
+    )
+    max_requests_jitter: int = option(
+        0,
+        LISTENING,
+        Whole(0, 2**31 - 1),
+        "And after up to so many more, at random, so that not all of them go at once.",
+        aliases=(Alias("limit_max_requests_jitter"),),
+    )
+    max_lifetime: float | None = option(
+        None,
+        LISTENING,
+        Seconds(),
+        "Replace a worker that is so old; never unless given.",
+    )
+    max_rss: int | None = option(
+        None,
+        LISTENING,
+        Size(2**20, 2**62),
+        "Replace a worker that has more memory than this; never unless given.",
+    )
     bind: tuple[str, ...] = option(
         (DEFAULT_BIND,),
         LISTENING,
@@ -819,7 +845,12 @@ class Config:
     @property
     def needs_supervisor(self) -> bool:
         """Whether something is asked for that the one process cannot do alone."""
-        return self.workers != 1 or self.preload
+        return self.workers != 1 or self.preload or self.recycles
+
+    @property
+    def recycles(self) -> bool:
+        """Whether workers are replaced from time to time."""
+        return any((self.max_requests, self.max_lifetime, self.max_rss))
 
 
 def _option_of(field: dataclasses.Field[Any]) -> Option:

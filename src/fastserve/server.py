@@ -31,6 +31,7 @@ from fastserve.extensions import negotiate_deflate
 from fastserve.lifespan import Lifespan, LifespanError
 from fastserve.log import logger, reopen
 from fastserve.pidfile import pid_file
+from fastserve.recycling import Recycling
 from fastserve.sockets import Listeners, Sockets
 from fastserve.tls import Certificates
 from fastserve.worker import Event, MissingLibrary, Worker, find
@@ -51,6 +52,8 @@ HURRY = 5.0
 # Between the word to an application that it is over, and its cancellation: as long as the
 # graceful time was, but no longer than this.
 FAREWELL = 2.0
+# Between two looks at what this process has done, and what memory it has.
+USE_INTERVAL = 0.5
 # Deadlines are checked four times in the shortest of them, but not more often than this.
 FINEST_TICK = 0.05
 COARSEST_TICK = 1.0
@@ -131,7 +134,8 @@ def announce(worker: Worker, sockets: Listeners) -> None:
 class Server:
     """An application on the addresses that it is given.
 
-    `on_ready` is called when it accepts connections, after the lifespan's start-up.
+    `on_ready` is called when it accepts connections, after the lifespan's start-up, and
+    `on_enough(reason)` when another process should take its place (fastserve.recycling).
 
     Resource handling: `opened()` has the files; `serve()` everything else, and gives it up
     in every case, also when it is cancelled.
@@ -143,11 +147,13 @@ class Server:
         config: Config,
         *,
         on_ready: Callable[[Worker, Listeners], None] = announce,
+        on_enough: Callable[[str], None] | None = None,
     ) -> None:
         self.application = application
         self.config = config
         self.error: BaseException | None = None
         self._on_ready = on_ready
+        self._on_enough = on_enough
         self._sockets: Listeners
         self._certificates: Certificates | None = None
         self._access: AccessLog | None = None
@@ -230,6 +236,16 @@ class Server:
         while not await worker.within(interval, self._stop.wait):
             if certificates.have_changed():
                 self.reload_certificates()
+
+    async def _watch_use(
+        self, worker: Worker, host: Host, on_enough: Callable[[str], None]
+    ) -> None:
+        recycling = Recycling(self.config)
+        while not await worker.within(USE_INTERVAL, self._stop.wait):
+            reason = recycling.reason(host.calls)
+            if reason is not None:
+                on_enough(reason)
+                break
 
     def _skip_waiting(self) -> None:
         self._hurry = True
@@ -332,6 +348,8 @@ class Server:
             )
             self._serving = True
             self._on_ready(worker, self._sockets)
+            if self._on_enough is not None and self.config.recycles:
+                worker.start(self._watch_use, worker, host, self._on_enough)
             try:
                 await self._stop.wait()
                 systemd.notify("STOPPING=1")

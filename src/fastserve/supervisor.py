@@ -80,6 +80,7 @@ class State(enum.Enum):
 
     STARTING = enum.auto()
     SERVING = enum.auto()
+    RETIRING = enum.auto()  # serves until another one has taken its place
     DRAINING = enum.auto()
 
 
@@ -108,6 +109,10 @@ class Process:
     def exit_status(self) -> int:
         """Of the command, if it ends because of this worker."""
         return self.failure[1] if self.failure else 1
+
+    @property
+    def serves(self) -> bool:
+        return self.state in (State.SERVING, State.RETIRING)
 
     @property
     def is_current(self) -> bool:
@@ -229,6 +234,9 @@ class Supervisor:
                 self._ready(process)
             elif "failed" in message:
                 process.failure = (message["failed"], message["status"])
+            elif "enough" in message and process.state is State.SERVING:
+                process.state = State.RETIRING
+                logger.info("worker %d is replaced after %s", process.pid, message["enough"])
 
     def _ready(self, process: Process) -> None:
         if process.state is State.STARTING:
@@ -246,7 +254,7 @@ class Supervisor:
             if process.failure is None:
                 how = f"worker {process.pid} {how} before it was ready"
             self._failed_to_start(process.generation, how, process.exit_status)
-        elif process.state is State.SERVING:
+        elif process.serves:
             if time.monotonic() - process.ready_at < SHORT_LIFE:
                 self._restarts.failed()
             else:
@@ -263,7 +271,7 @@ class Supervisor:
         else:
             logger.error("a worker cannot be started: %s", how)
             self._restarts.failed()
-            if self._restarts.failures >= MOST_FAILURES and not self._in(State.SERVING):
+            if self._restarts.failures >= MOST_FAILURES and not self._serving():
                 self._give_up(how, exit_status)
 
     def _overdue(self, process: Process) -> None:
@@ -307,7 +315,7 @@ class Supervisor:
     def _bring(self, coming: Generation) -> None:
         """The first worker alone, so that what is wrong with all of them is told once."""
         mine = [each for each in self._processes if each.generation is coming]
-        ready = [each for each in mine if each.state is State.SERVING]
+        ready = [each for each in mine if each.serves]
         if len(ready) >= self._count:
             self._take_over(coming)
         elif not mine:
@@ -333,7 +341,7 @@ class Supervisor:
         logger.error("nothing is reloaded, the old workers go on: %s", reason)
         for process in self._processes:
             if process.generation is self._coming:
-                end = self._drain if process.state is State.SERVING else self._hasten
+                end = self._drain if process.serves else self._hasten
                 end(process)
         self._settle()
 
@@ -349,12 +357,14 @@ class Supervisor:
         missing = self._count - len([each for each in self._processes if each.is_current])
         if missing > 0 and time.monotonic() >= self._restarts.at:
             self._start(current, missing)
-        serving = self._in(State.SERVING)
+        serving = self._serving()
         for process in serving[: max(len(serving) - self._count, 0)]:
             self._drain(process)
 
-    def _in(self, state: State) -> list[Process]:
-        return [each for each in self._processes if each.state is state]
+    def _serving(self) -> list[Process]:
+        """Those that retire come first."""
+        serving = [each for each in self._processes if each.serves]
+        return sorted(serving, key=lambda each: each.state is not State.RETIRING)
 
     # Processes.
 
