@@ -112,6 +112,7 @@ ARROWS = {
     },
     "child": {
         "application",
+        "asgi",
         "channel",
         "config",
         "errors",

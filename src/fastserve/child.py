@@ -10,7 +10,8 @@ import threading
 import time
 from typing import NoReturn
 
-from fastserve.application import ASGI3, ApplicationError, load
+from fastserve.application import ApplicationError, load
+from fastserve.asgi import ASGI3
 from fastserve.channel import Channel
 from fastserve.config import Config, ConfigError
 from fastserve.errors import ServerError
@@ -88,6 +89,7 @@ class Commands:
             "stop": server.stop,
             "skip_waiting": server.skip_waiting,
             "reopen_logs": server.reopen_logs,
+            "reload_certificates": server.reload_certificates,
         }
         # Not through the loop, which would leave the signal to the system at its end.
         signal.signal(signal.SIGTERM, self._terminate)

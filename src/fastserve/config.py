@@ -841,7 +841,6 @@ class Config:
         """From a module's or another object's attributes; a string is its dotted name."""
         return _config_from(sources.read_object(target))
 
-
     @property
     def needs_supervisor(self) -> bool:
         """Whether something is asked for that the one process cannot do alone."""

@@ -102,7 +102,7 @@ class _Signals:
             signal.SIGINT: self._end,
             signal.SIGTERM: self._end,
             signal.SIGHUP: self._reload,
-            signal.SIGUSR1: self._reopen_logs,
+            signal.SIGUSR1: self._reload,
             signal.SIGTTIN: self._refuse,
             signal.SIGTTOU: self._refuse,
             signal.SIGUSR2: self._refuse,
@@ -124,9 +124,6 @@ class _Signals:
 
     def _reload(self, number: int) -> None:
         self._server.reload_certificates()
-        self._server.reopen_logs()
-
-    def _reopen_logs(self, number: int) -> None:
         self._server.reopen_logs()
 
     def _refuse(self, number: int) -> None:

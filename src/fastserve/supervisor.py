@@ -178,7 +178,7 @@ class Supervisor:
             signal.SIGHUP: self._reload,
             signal.SIGTTIN: self._change_count,
             signal.SIGTTOU: self._change_count,
-            signal.SIGUSR1: self._reopen_logs,
+            signal.SIGUSR1: self._reopen,
             signal.SIGUSR2: self._upgrade,
             signal.SIGCHLD: lambda number: None,  # every turn looks who has died
         }
@@ -525,10 +525,11 @@ class Supervisor:
         self._count = max(self._count + step, 1)
         logger.info("%s: %d workers from now on", signal.Signals(number).name, self._count)
 
-    def _reopen_logs(self, number: int) -> None:
+    def _reopen(self, number: int) -> None:
         reopen()
         for process in self._processes:
             process.channel.send(do="reopen_logs")
+            process.channel.send(do="reload_certificates")
 
     # The next program on the same sockets.
 
