@@ -29,6 +29,8 @@ SOURCES = Path(fastserve.__file__).parent.parent
 
 RUNNING = r"Running on https?://(\S+):(\d+) "
 DRAINING = "finishing what is under way"
+# Of a request of Load's: the first, and one for each of two workers that may be draining.
+ATTEMPTS = 3
 
 
 def others_environment() -> dict[str, str]:
@@ -202,8 +204,10 @@ def activated(*arguments: str, sockets: Sequence[socket.socket], **env: str) -> 
 
 class Load:
     """Clients that ask again and again, each on a connection that it keeps, until the `with`
-    block is left. A request is made once more if the connection was closed before a byte of
-    its answer. `answers` counts the bodies; `failures` says what went wrong."""
+    block is left. A request is made again if the connection was closed before a byte of its
+    answer, as one that a worker has just accepted may be when it begins to drain, but not more
+    often than there are workers that drain. `answers` counts the bodies; `failures` says what
+    went wrong."""
 
     def __init__(self, address: tuple[str, int], target: str = "/pid", clients: int = 2) -> None:
         self.address = address
@@ -232,14 +236,14 @@ class Load:
         client: Client | None = None
         # So many requests that something is always under way, and some time for the server.
         while not self.stopped.wait(0.005):
-            for attempt in range(2):
+            for attempt in range(ATTEMPTS):
                 try:
                     client = client or Client(self.address)
                     response = client.get(self.target)
                 except (OSError, AssertionError) as error:
                     begun = client is not None and client.received
                     client = close(client)
-                    if begun or attempt:
+                    if begun or attempt == ATTEMPTS - 1:
                         self.failures.append(repr(error))
                         break
                 else:

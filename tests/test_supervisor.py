@@ -275,6 +275,20 @@ def test_a_process_that_ends_at_import(process: Start, tmp_path: Path) -> None:
     assert re.fullmatch(r"worker \d+ has exited with status 9 before it was ready", line)
 
 
+def test_a_process_that_ends_as_soon_as_it_serves(process: Start, tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text(
+        "import os, threading\n"
+        "async def app(scope, receive, send):\n"
+        "    await receive()\n"
+        "    await send({'type': 'lifespan.startup.complete'})\n"
+        "    threading.Timer(0.02, os._exit, [9]).start()\n"
+        "    await receive()\n"
+    )
+    server = process("-w", "2", "-b", "127.0.0.1:0", "--app-dir", str(tmp_path), "broken:app")
+    line = the_line(server, 1)
+    assert re.fullmatch(r"worker \d+ has exited with status 9 before all were ready", line)
+
+
 def test_a_start_that_never_ends(process: Start) -> None:
     server = process("-w", "2", "-b", "127.0.0.1:0", "--startup-timeout", "0.2", "hanging:app")
     assert the_line(server, 3) == "the application did not start up within 0.2 s"

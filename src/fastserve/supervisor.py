@@ -250,9 +250,13 @@ class Supervisor:
         process.channel.close()
         self._processes.remove(process)
         how = process.failure[0] if process.failure else _how(status)
-        if process.state is State.STARTING and not self._stopping:
+        early = process.state is State.STARTING
+        # One that dies as soon as it serves would do so again and again.
+        early = early or (process.serves and process.generation is self._coming)
+        if early and not self._stopping:
             if process.failure is None:
-                how = f"worker {process.pid} {how} before it was ready"
+                when = "it was ready" if process.state is State.STARTING else "all were ready"
+                how = f"worker {process.pid} {how} before {when}"
             self._failed_to_start(process.generation, how, process.exit_status)
         elif process.serves:
             if time.monotonic() - process.ready_at < SHORT_LIFE:
