@@ -446,13 +446,14 @@ cdef class Reactor:
             self.polling = False
         self.arm_deferred()
 
-    def stop_accepting(self, on_empty):
+    def stop_accepting(self, on_empty, *, bint others_accept=False):
         """No longer watch the listening sockets; `on_empty()` once no connection is left.
 
-        What waits at a socket of ours alone is accepted first: closing it would reset them."""
+        What waits at a socket of ours alone is accepted first: closing it would reset them.
+        `others_accept`: none of them is, since processes like this one go on with them all."""
         cdef Listener listener
         for listener in self.listeners:
-            if not listener.shared:
+            if not (listener.shared or others_accept):
                 listener.accept_rest()
             listener.close()
         self.listeners = []

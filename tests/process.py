@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import pytest
-from conftest import PATIENCE, Client
+from conftest import PATIENCE, Client, request
 
 import fastserve
 
@@ -29,8 +29,6 @@ SOURCES = Path(fastserve.__file__).parent.parent
 
 RUNNING = r"Running on https?://(\S+):(\d+) "
 DRAINING = "finishing what is under way"
-# Of a request of Load's: the first, and one for each of two workers that may be draining.
-ATTEMPTS = 3
 
 
 def others_environment() -> dict[str, str]:
@@ -204,10 +202,8 @@ def activated(*arguments: str, sockets: Sequence[socket.socket], **env: str) -> 
 
 class Load:
     """Clients that ask again and again, each on a connection that it keeps, until the `with`
-    block is left. A request is made again if the connection was closed before a byte of its
-    answer, as one that a worker has just accepted may be when it begins to drain, but not more
-    often than there are workers that drain. `answers` counts the bodies; `failures` says what
-    went wrong."""
+    block is left. A request is made once more if a connection that was kept is closed before a
+    byte of its answer. `answers` counts the bodies; `failures` says what went wrong."""
 
     def __init__(self, address: tuple[str, int], target: str = "/pid", clients: int = 2) -> None:
         self.address = address
@@ -233,30 +229,31 @@ class Load:
         return set(self.answers)
 
     def _ask_on(self) -> None:
-        client: Client | None = None
-        # So many requests that something is always under way, and some time for the server.
-        while not self.stopped.wait(0.005):
-            for attempt in range(ATTEMPTS):
+        with contextlib.ExitStack() as stack:
+            client: Client | None = None
+            # So many requests that something is always under way, and some time for the server.
+            while not self.stopped.wait(0.005):
                 try:
-                    client = client or Client(self.address)
-                    response = client.get(self.target)
+                    if client is None or not self._is_answered(client):
+                        stack.close()
+                        client = stack.enter_context(Client(self.address))
+                        assert self._is_answered(client), "a fresh connection was closed"
+                    response = client.read_response()
                 except (OSError, AssertionError) as error:
-                    begun = client is not None and client.received
-                    client = close(client)
-                    if begun or attempt == ATTEMPTS - 1:
-                        self.failures.append(repr(error))
-                        break
+                    self.failures.append(repr(error))
+                    client = None
                 else:
                     self.answers[response.body if response.status == 200 else response.reason] += 1
                     if response.field(b"connection") == b"close":
-                        client = close(client)
-                    break
-        close(client)
+                        client = None
 
-
-def close(client: Client | None) -> None:
-    if client is not None:
-        client.close()
+    def _is_answered(self, client: Client) -> bool:
+        """Asks; whether a byte of the answer comes before the connection's end."""
+        try:
+            client.sendall(request("GET", self.target))
+            return client.recv(1, socket.MSG_PEEK) != b""
+        except ConnectionError:
+            return False
 
 
 def eventually(condition: Callable[[], Any], patience: float = PATIENCE) -> Any:

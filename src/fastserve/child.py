@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import socket
@@ -32,8 +33,6 @@ IGNORED = (
     signal.SIGTTIN,
     signal.SIGTTOU,
 )
-# After the supervisor's end a worker that is stuck must not stay for ever.
-MARGIN = 15.0
 
 
 def main() -> NoReturn:
@@ -44,7 +43,9 @@ def main() -> NoReturn:
         sys.exit(1)  # the supervisor is gone already
     sys.path[:] = order["path"]
     sys.argv[:] = order["argv"]
-    listening = [Listening(_socket(fd), secure) for fd, secure in order["listening"]]
+    listening = [
+        Listening(_socket(fd), secure, shared) for fd, secure, shared in order["listening"]
+    ]
     sys.exit(work(channel, Config(**order["config"]), Listeners(listening)))
 
 
@@ -110,10 +111,11 @@ class Commands:
 
     def _listen(self, worker: Worker) -> None:
         while (message := self._channel.wait()) is not None:
-            worker.call_threadsafe(self._commands[message["do"]])
+            command = self._commands[message.pop("do")]
+            worker.call_threadsafe(functools.partial(command, **message))
         worker.call_threadsafe(self._abandoned)
-        config = self._server.config
-        time.sleep(config.graceful_timeout + config.shutdown_timeout + MARGIN)
+        # One that is stuck must not stay for ever.
+        time.sleep(self._server.config.stop_timeout)
         os._exit(1)
 
     def _abandoned(self) -> None:

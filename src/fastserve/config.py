@@ -75,6 +75,10 @@ LARGEST_BODY = 2**62
 
 DEFAULT_BIND = f"127.0.0.1:{DEFAULT_PORT}"
 
+FAREWELL = 2.0
+# What a process that is to end gets beyond the time that its stages take.
+STOP_MARGIN = 15.0
+
 
 def _same(value: Any, now: Any) -> Any:
     return value
@@ -850,6 +854,18 @@ class Config:
     def recycles(self) -> bool:
         """Whether workers are replaced from time to time."""
         return any((self.max_requests, self.max_lifetime, self.max_rss))
+
+    @property
+    def farewell(self) -> float:
+        """Seconds between the word to an application that it is over, and its cancellation: as
+        long as the graceful time was, but no longer than FAREWELL."""
+        return min(self.graceful_timeout, FAREWELL)
+
+    @property
+    def stop_timeout(self) -> float:
+        """Seconds after which a process that is to finish what is under way must be stuck."""
+        stages = self.drain_delay + self.graceful_timeout + self.farewell
+        return stages + self.shutdown_timeout + STOP_MARGIN
 
 
 def _option_of(field: dataclasses.Field[Any]) -> Option:

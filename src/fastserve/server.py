@@ -49,9 +49,6 @@ __all__ = [
 
 # For lifespan shutdown, and for cancelled applications, once nobody wants to wait.
 HURRY = 5.0
-# Between the word to an application that it is over, and its cancellation: as long as the
-# graceful time was, but no longer than this.
-FAREWELL = 2.0
 # Between two looks at what this process has done, and what memory it has.
 USE_INTERVAL = 0.5
 # Deadlines are checked four times in the shortest of them, but not more often than this.
@@ -162,6 +159,7 @@ class Server:
         self._over: Event  # nothing is under way any more, or nobody will wait for it
         self._lifespan: Lifespan | None = None
         self._at_keyboard = False  # somebody who has pressed Ctrl-C waits
+        self._others_accept = False  # other processes go on with the sockets
         self._hurry = False
 
     @contextlib.contextmanager
@@ -205,10 +203,12 @@ class Server:
 
     # The commands. All of them are given in the worker's loop.
 
-    def stop(self, *, at_keyboard: bool = False) -> None:
-        """Finish what is under way, then end; if somebody waits `at_keyboard`, without
-        waiting for those who only might go on."""
+    def stop(self, *, at_keyboard: bool = False, others_accept: bool = False) -> None:
+        """Finish what is under way, then end. If somebody waits `at_keyboard`, those who only
+        might go on are not waited for. If `others_accept`, the clients need not notice: other
+        processes go on with the sockets, and with what waits there."""
         self._at_keyboard = at_keyboard
+        self._others_accept = others_accept
         self._stop.set()
 
     def skip_waiting(self) -> None:
@@ -353,7 +353,11 @@ class Server:
             try:
                 await self._stop.wait()
                 systemd.notify("STOPPING=1")
-                await draining.wait(self.config, at_keyboard=self._at_keyboard)
+                await draining.wait(
+                    self.config,
+                    at_keyboard=self._at_keyboard,
+                    others_accept=self._others_accept,
+                )
             except BaseException:
                 self._skip_waiting()
                 raise
@@ -386,20 +390,20 @@ class Draining:
         self._notice = notice
         self._over = over
 
-    async def wait(self, config: Config, *, at_keyboard: bool) -> None:
+    async def wait(self, config: Config, *, at_keyboard: bool, others_accept: bool) -> None:
         """Until nothing is under way, or the time is over for what still is."""
         graceful = config.graceful_timeout
         idle = 0.0 if at_keyboard else min(config.drain_idle_timeout, graceful)
         self._enter(Stage.LAST_ANSWERS)
-        if config.drain_delay and not at_keyboard:
+        if config.drain_delay and not (at_keyboard or others_accept):
             await self._within(config.drain_delay)
-        self._stop_accepting()
+        self._stop_accepting(others_accept=others_accept)
         if idle:
             await self._within(idle)
         self._enter(Stage.END_ENDLESS if at_keyboard else Stage.END_IDLE)
         await self._within(graceful - idle)
         self._enter(Stage.END_ALL)
-        await self._within(min(graceful, FAREWELL))
+        await self._within(config.farewell)
 
     async def end(self) -> None:
         """End what is left: closed, cancelled and awaited."""
@@ -419,8 +423,8 @@ class Draining:
         self._factory.drain(stage)
         self._reactor.drain(stage)
 
-    def _stop_accepting(self) -> None:
-        self._reactor.stop_accepting(self._check)
+    def _stop_accepting(self, *, others_accept: bool = False) -> None:
+        self._reactor.stop_accepting(self._check, others_accept=others_accept)
         self._sockets.close()
         self._host.drain(self._check)
         self._notice.set()

@@ -69,8 +69,6 @@ LONGEST_DELAY = 10.0
 MOST_FAILURES = 5
 # For the application's import, before the lifespan's start-up.
 IMPORT = 60.0
-# Beyond the time that a worker itself gives its requests and its lifespan.
-MARGIN = 15.0
 # What is left of a worker's life when nobody wants to wait: its own HURRY, twice, and a bit.
 HURRY = 12.0
 
@@ -336,7 +334,7 @@ class Supervisor:
             logger.info("reloaded: %d new workers serve", self._count)
         for process in self._processes:
             if process.generation is not coming and process.state is not State.DRAINING:
-                self._drain(process)
+                self._dismiss(process)
         self._current = coming
         self._restarts.succeeded()
         self._settle()
@@ -345,7 +343,7 @@ class Supervisor:
         logger.error("nothing is reloaded, the old workers go on: %s", reason)
         for process in self._processes:
             if process.generation is self._coming:
-                end = self._drain if process.serves else self._hasten
+                end = self._dismiss if process.serves else self._hasten
                 end(process)
         self._settle()
 
@@ -363,7 +361,7 @@ class Supervisor:
             self._start(current, missing)
         serving = self._serving()
         for process in serving[: max(len(serving) - self._count, 0)]:
-            self._drain(process)
+            self._dismiss(process)
 
     def _serving(self) -> list[Process]:
         """Those that retire come first."""
@@ -401,7 +399,9 @@ class Supervisor:
     def _spawn(
         self, generation: Generation, channel: Channel, theirs: socket.socket
     ) -> tuple[int, Callable[[], int | None]]:
-        listening = [(each.socket.fileno(), each.secure) for each in self._sockets.listening]
+        listening = [
+            (each.socket.fileno(), each.secure, each.shared) for each in self._sockets.listening
+        ]
         channel.send(
             path=sys.path,
             argv=sys.argv,
@@ -417,7 +417,7 @@ class Supervisor:
                     "fastserve.child",
                     str(theirs.fileno()),
                 ],
-                pass_fds=(theirs.fileno(), *(fd for fd, _ in listening)),
+                pass_fds=(theirs.fileno(), *(fd for fd, _, _ in listening)),
                 env={
                     name: value for name, value in os.environ.items() if name not in NOT_INHERITED
                 },
@@ -457,13 +457,15 @@ class Supervisor:
         with contextlib.suppress(KeyError):  # it was, at the channel's end
             self._selector.unregister(channel)
 
-    def _drain(self, process: Process) -> None:
-        config = process.generation.config
+    def _drain(self, process: Process, **how: bool) -> None:
+        """`how`: as for Server.stop()."""
         process.state = State.DRAINING
-        process.deadline = (
-            time.monotonic() + config.graceful_timeout + config.shutdown_timeout + MARGIN
-        )
-        process.channel.send(do="stop")
+        process.deadline = time.monotonic() + process.generation.config.stop_timeout
+        process.channel.send(do="stop", **how)
+
+    def _dismiss(self, process: Process) -> None:
+        """While others go on."""
+        self._drain(process, others_accept=True)
 
     def _hasten(self, process: Process) -> None:
         process.state = State.DRAINING
@@ -486,15 +488,17 @@ class Supervisor:
         systemd.notify("STOPPING=1")
         if self._successor is not None:
             self._successor.popen.terminate()
-        self._drain_all()
+        self._drain_all(at_keyboard=number == signal.SIGINT)
 
-    def _drain_all(self) -> None:
+    def _drain_all(self, **how: bool) -> None:
+        """`how`: as for Server.stop(). Unless others accept, what waits at the sockets is the
+        workers' to serve."""
         self._stopping = True
         # Else connections would be accepted that nobody serves.
         self._sockets.stop_listening()
         for process in self._processes:
             if process.state is not State.DRAINING:
-                self._drain(process)
+                self._drain(process, **how)
 
     def _end_at_once(self, number: int) -> None:
         logger.info("%s: ending at once", signal.Signals(number).name)
@@ -560,7 +564,7 @@ class Supervisor:
             self._successor = None
             successor.channel.close()
             self._sockets.hand_over()
-            self._drain_all()
+            self._drain_all(others_accept=True)
 
     def _successor_ended(self, successor: handover.Successor) -> None:
         self._hear_successor(successor)  # its last word, which may be that it was ready
