@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -596,6 +597,15 @@ def test_logs_are_reopened(served: Start, tmp_path: Path, number: str) -> None:
     server.send_signal(signal.SIGTERM)
     assert server.wait() == 0
     assert DRAINING in errors.read_text()
+
+
+def test_workers_log_as_the_supervisor_does(served: Start) -> None:
+    server = served("--log-format", "json")
+    assert server.address
+    server.send_signal(signal.SIGKILL)
+    gone = "the supervisor is gone: finishing what is under way"
+    messages = [json.loads(line)["message"] for line in server.err.all()]
+    assert messages.count(gone) == 2
 
 
 def test_quit_in_one_process(process: Start, tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def work(
     `config` names. Returns the exit status."""
     _take_signals()
     try:
-        set_up(config.log_level, config.error_logfile)
+        set_up(**config.logging)
         server = Server(
             application or load(target_of(None, config), config),
             config,

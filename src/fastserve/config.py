@@ -856,6 +856,17 @@ class Config:
         return any((self.max_requests, self.max_lifetime, self.max_rss))
 
     @property
+    def logging(self) -> dict[str, str]:
+        """What log.set_up() takes."""
+        return {
+            "level": self.log_level,
+            "path": self.error_logfile,
+            "format": self.log_format,
+            "colors": self.log_colors,
+            "file": self.log_config or "",
+        }
+
+    @property
     def farewell(self) -> float:
         """Seconds between the word to an application that it is over, and its cancellation: as
         long as the graceful time was, but no longer than FAREWELL."""

@@ -35,7 +35,7 @@ def run(
     `reread()` makes the configuration anew when the workers are replaced. `options`: the
     fields of Config. Raises ConfigError, ApplicationError, ServerError."""
     config = configured(config, options)
-    set_up(config.log_level, config.error_logfile)
+    set_up(**config.logging)
     target = target_of(application, config)
     if config.needs_supervisor or handover.is_under_way():
         _supervise(target, config, reread)

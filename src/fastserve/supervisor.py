@@ -520,7 +520,7 @@ class Supervisor:
         before = self._current.config
         try:
             config = _fit(self._reread(), before)
-            set_up(config.log_level, config.error_logfile)
+            set_up(**config.logging)
         except ConfigError as error:
             self._call_off(str(error))
             return
