@@ -109,7 +109,9 @@ ARROWS = {
         "pidfile",
         "sockets",
         "systemd",
+        "watcher",
     },
+    "watcher": {"checks", "config"},
     "child": {
         "application",
         "asgi",

@@ -553,6 +553,102 @@ def test_the_end_during_a_reload(changing: Callable[..., Changing]) -> None:
     ends(web.server)
 
 
+# When files change.
+
+
+def says(server: Process, body: bytes) -> bool:
+    with server.connect() as client:
+        return client.get().body == body
+
+
+@pytest.mark.parametrize("number", ["1", "2"])
+def test_a_file_that_changes(changing: Callable[..., Changing], number: str) -> None:
+    web = changing("--reload", "-w", number)
+    old = workers_of(web.server)
+    web.says("new")
+    web.server.logs(r"web\.py changed: starting new workers")
+    web.logs(f"reloaded: {number} new workers serve")
+    slowly(lambda: all(is_gone(pid) for pid in old))
+    assert says(web.server, b"new")
+    web.file.write_text("1 / 0")
+    web.logs("nothing is reloaded, the old workers go on: ")
+    assert says(web.server, b"new")
+    web.says("mended")
+    slowly(lambda: says(web.server, b"mended"))
+    web.server.send_signal(signal.SIGTERM)
+    assert web.server.wait() == 0
+
+
+def test_an_open_stream_delays_no_reload(changing: Callable[..., Changing]) -> None:
+    web = changing("--reload")
+    with Client(web.address) as waiting:
+        waiting.sendall(b"POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 4\r\n\r\n")
+        web.says("new")
+        slowly(lambda: says(web.server, b"new"))
+    ends(web.server)
+
+
+def test_an_application_that_is_broken_waits_for_a_change(process: Start, tmp_path: Path) -> None:
+    file = tmp_path / "web.py"
+    file.write_text("def")
+    arguments = ("--reload", "-b", "127.0.0.1:0", "--app-dir", str(tmp_path), "web:app")
+    server = process(*arguments)
+    server.logs("nothing is served until a file has changed: module 'web' cannot be imported: Syn")
+    file.write_text("1 / 0")
+    server.logs("nothing is served until a file has changed: .*ZeroDivisionError")
+    file.write_text(SAYS % "mended")
+    assert says(server, b"mended")
+    server.send_signal(signal.SIGTERM)
+    assert server.wait() == 0
+
+
+def test_the_end_while_nothing_is_served(process: Start, tmp_path: Path) -> None:
+    (tmp_path / "web.py").write_text("1 / 0")
+    server = process("--reload", "-b", "127.0.0.1:0", "--app-dir", str(tmp_path), "web:app")
+    server.logs("nothing is served until a file has changed")
+    server.send_signal(signal.SIGINT)
+    assert server.wait() == 0
+
+
+def test_which_files_matter(changing: Callable[..., Changing], tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("one", "two", "__pycache__")]
+    for folder in folders:
+        folder.mkdir()
+    web = changing(
+        *("--reload-dir", str(tmp_path / "one"), "--reload-dir", str(tmp_path / "two")),
+        *("--reload-include", "*.html", "--reload-include", "*.py"),
+        *("--reload", "--reload-exclude", "test_*"),
+    )
+    for name in ("one/notes.txt", "two/test_web.py", "web.py", "one/.hidden.py.swp"):
+        (tmp_path / name).touch()
+    (tmp_path / "two" / "page.html").touch()
+    web.server.logs(r"two/page\.html changed: starting new workers")
+    web.logs("reloaded: ")
+    (tmp_path / "one" / "more.py").touch()
+    web.server.logs(r"one/more\.py changed: starting new workers")
+    web.logs("reloaded: ", 2)
+    ends(web.server)
+    assert sum("starting new workers" in line for line in web.server.err.all()) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (("--reload-dir", "nowhere"), "--reload-dir: 'nowhere' is no folder"),
+        (("--preload",), "--reload: not with --preload, by which the application is imported once"),
+    ],
+)
+def test_what_cannot_be_watched(served: Start, options: tuple[str, ...], line: str) -> None:
+    assert the_line(served("--reload", *options), 1) == line
+
+
+def test_reload_without_its_library(process: Start) -> None:
+    program = "import sys; sys.modules['watchfiles'] = None; from fastserve.cli import main; main()"
+    server = process("--reload", "-b", "127.0.0.1:0", "served:app", python=("-c", program))
+    expected = "--reload needs watchfiles: pip install 'fastserve-asgi[reload]'"
+    assert the_line(server, 1) == expected
+
+
 # More and fewer workers, and other signals.
 
 

@@ -298,6 +298,38 @@ class Config:
         "Import the application once, before the workers are forked, which share its memory.",
         aliases=(Alias("preload_app", flag=""),),
     )
+    reload: bool = option(
+        False,
+        LISTENING,
+        Switch(),
+        "Replace the workers when a file changes: for developers. Needs watchfiles.",
+        aliases=(Alias("use_reloader", flag=""),),
+    )
+    reload_dir: tuple[str, ...] = option(
+        (),
+        LISTENING,
+        Several(Path(metavar="DIR")),
+        "A folder whose files are watched, with all below it; --app-dir, or the present one,"
+        " unless given. May be repeated.",
+        aliases=(Alias("reload_dirs", flag=""),),
+        repeatable=True,
+    )
+    reload_include: tuple[str, ...] = option(
+        ("*.py",),
+        LISTENING,
+        Several(Text(metavar="PATTERN")),
+        "Which files matter, as a pattern. May be repeated.",
+        aliases=(Alias("reload_includes", flag=""),),
+        repeatable=True,
+    )
+    reload_exclude: tuple[str, ...] = option(
+        (),
+        LISTENING,
+        Several(Text(metavar="PATTERN")),
+        "And which of them do not. May be repeated.",
+        aliases=(Alias("reload_excludes", flag=""),),
+        repeatable=True,
+    )
     max_requests: int | None = option(
         None,
         LISTENING,
@@ -848,7 +880,7 @@ class Config:
     @property
     def needs_supervisor(self) -> bool:
         """Whether something is asked for that the one process cannot do alone."""
-        return self.workers != 1 or self.preload or self.recycles
+        return self.workers != 1 or self.preload or self.reload or self.recycles
 
     @property
     def recycles(self) -> bool:

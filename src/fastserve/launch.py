@@ -57,6 +57,8 @@ def _supervise(target: object | str, config: Config, reread: Callable[[], Config
         raise ConfigError(
             "application: several processes need its name, as MODULE:ATTR, or --preload"
         )
+    if config.preload and config.reload:
+        raise ConfigError("--reload: not with --preload, by which the application is imported once")
     if config.preload:
         work = functools.partial(child.work, application=load(target, config))
         # What is there by now is not looked at again, which would copy the pages it is in.

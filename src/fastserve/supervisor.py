@@ -33,6 +33,7 @@ from fastserve.errors import ServerError
 from fastserve.log import logger, reopen, set_up
 from fastserve.pidfile import pid_file
 from fastserve.sockets import Listeners, Sockets
+from fastserve.watcher import Watcher
 
 __all__ = ["Supervisor"]
 
@@ -58,6 +59,10 @@ FIXED = (
     "backlog",
     "pid",
     "preload",
+    "reload",
+    "reload_dir",
+    "reload_include",
+    "reload_exclude",
 )
 # What a worker must not believe to be its own.
 NOT_INHERITED = ("NOTIFY_SOCKET", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
@@ -160,7 +165,7 @@ class Supervisor:
         self._current: Generation | None = None
         self._coming: Generation | None = None
         self._restarts = Restarts()
-        self._reloads_again = False
+        self._replaces_again = ""  # the reason
         self._main_pid: tuple[str, ...] = ()  # which the service manager does not know yet
         self._stopping = False
         self._error: ServerError | None = None
@@ -187,6 +192,10 @@ class Supervisor:
         with self._stack as stack:
             stack.enter_context(self._selector)
             signals = stack.enter_context(_signals())
+            if self._config.reload:
+                watcher = stack.enter_context(Watcher(self._config))
+                changed = functools.partial(self._files_changed, watcher)
+                self._selector.register(watcher, selectors.EVENT_READ, changed)
             self._selector.register(signals, selectors.EVENT_READ)
             self._sockets = stack.enter_context(contextlib.closing(Sockets(self._config, handed)))
             if self._predecessor is None:
@@ -266,14 +275,15 @@ class Supervisor:
             logger.warning("worker %d, which was to end, %s", process.pid, how)
 
     def _failed_to_start(self, generation: Generation, how: str, exit_status: int = 1) -> None:
-        if self._current is None:
+        if self._current is None and not self._config.reload:
             self._give_up(how, exit_status)
         elif generation is self._coming:
             self._call_off(how)
         else:
             logger.error("a worker cannot be started: %s", how)
             self._restarts.failed()
-            if self._restarts.failures >= MOST_FAILURES and not self._serving():
+            too_many = self._restarts.failures >= MOST_FAILURES and not self._serving()
+            if too_many and not self._config.reload:
                 self._give_up(how, exit_status)
 
     def _overdue(self, process: Process) -> None:
@@ -302,7 +312,7 @@ class Supervisor:
     def _next_turn(self) -> float:
         """When there is something to do even if nothing happens."""
         soonest = min([each.deadline for each in self._processes], default=math.inf)
-        if self._stopping:
+        if self._stopping or (self._current is None and self._coming is None):
             return soonest
         if self._coming is not None:
             begun = any(each.generation is self._coming for each in self._processes)
@@ -340,7 +350,10 @@ class Supervisor:
         self._settle()
 
     def _call_off(self, reason: str) -> None:
-        logger.error("nothing is reloaded, the old workers go on: %s", reason)
+        if self._current is None:
+            logger.error("nothing is served until a file has changed: %s", reason)
+        else:
+            logger.error("nothing is reloaded, the old workers go on: %s", reason)
         for process in self._processes:
             if process.generation is self._coming:
                 end = self._dismiss if process.serves else self._hasten
@@ -351,9 +364,9 @@ class Supervisor:
         """Nothing is coming any more, unless it was asked for in the meantime."""
         self._coming = None
         systemd.notify("READY=1", *self._main_pid)
-        if self._reloads_again:
-            self._reloads_again = False
-            self._reload(signal.SIGHUP)
+        if self._replaces_again:
+            reason, self._replaces_again = self._replaces_again, ""
+            self._replace(reason)
 
     def _maintain(self, current: Generation) -> None:
         missing = self._count - len([each for each in self._processes if each.is_current])
@@ -507,17 +520,26 @@ class Supervisor:
             self._successor.popen.kill()
         self._kill_all()
 
+    def _files_changed(self, watcher: Watcher) -> None:
+        changed = watcher.take()
+        if changed:
+            more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+            self._replace(f"{changed[0]}{more} changed")
+
     def _reload(self, number: int) -> None:
+        self._replace("SIGHUP")
+
+    def _replace(self, reason: str) -> None:
+        """The workers by new ones, with the configuration read again."""
         if self._stopping:
             return
         if self._coming is not None:
-            self._reloads_again = True
+            self._replaces_again = reason
             return
-        assert self._current is not None
         preloaded = "" if self._work is None else "; the application stays as it was imported"
-        logger.info("SIGHUP: starting new workers%s", preloaded)
+        logger.info("%s: starting new workers%s", reason, preloaded)
         systemd.notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
-        before = self._current.config
+        before = self._config if self._current is None else self._current.config
         try:
             config = _fit(self._reread(), before)
             set_up(**config.logging)
