@@ -126,6 +126,12 @@ SCENARIOS = {
         "the same, but nobody is trusted", headers=FORWARDED_HEADERS, mode="distrustful"
     ),
     "tls": Scenario("plaintext GET over TLS, 64 connections, keep-alive", mode="tls"),
+    "handshakes": Scenario(
+        "a TLS connection for each GET, 64 at a time",
+        headers=(("Connection", "close"),),
+        mode="tls",
+        warm_up=1,
+    ),
     "file-256k": Scenario(
         "a file of 256 KiB, 16 connections",
         app="file",
