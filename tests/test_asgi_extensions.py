@@ -321,6 +321,13 @@ class TestTrailers:
 SIZES = [0, 1, SMALL, SMALL + 1, 100_000, CHOKED, len(CONTENT)]
 
 
+def read_to_reset(client: socket.socket) -> None:
+    """Below TLS: in the ssl module of CPython 3.11 a reset looks like an end."""
+    with pytest.raises(ConnectionResetError):
+        while socket.socket.recv(client, MIB):
+            pass
+
+
 class OverBoth:
     """What these tests prove holds in the clear and over TLS."""
 
@@ -819,8 +826,7 @@ class TestOnTheWay(OverBoth):
         with server.connect() as client:
             client.sendall(request("GET", "/path/huge"))
             assert app.sent.get(timeout=PATIENCE) == "/path/huge"
-            with pytest.raises(ConnectionResetError):
-                client.read_to_end()
+            read_to_reset(client)
         assert_alive(server)
 
     @pytest.mark.parametrize("kind", ["path", "copy", "piece"])
@@ -841,9 +847,7 @@ class TestOnTheWay(OverBoth):
                 client.sendall(request("GET", f"/{kind}/shrinking"))
             client.read_until(b"\r\n\r\n")
             os.truncate(path, 1000)
-            with pytest.raises(ConnectionResetError):
-                while client.recv(MIB):
-                    pass
+            read_to_reset(client)
         assert app.sent.get(timeout=PATIENCE)
         (record,) = eventually(lambda: server.errors)
         assert "shorter" in record.getMessage()
