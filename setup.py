@@ -12,7 +12,8 @@ from setuptools import Extension, setup
 
 MODULES = (
     "_file", "_buffer", "_transport", "_parser", "_headers", "_conversation", "_address",
-    "_forwarded", "_proxy", "_access", "_http1", "_deflate", "_websocket", "_tls", "_reactor",
+    "_forwarded", "_proxy", "_access", "_http1", "_deflate", "_websocket", "_tls", "_shared",
+    "_reactor",
 )  # fmt: skip
 LIBRARIES = {"_deflate": ["z"]}
 

@@ -19,6 +19,7 @@ from libc.string cimport memset
 
 from fastserve._buffer cimport SendBuffer, iovec
 from fastserve._file cimport File
+from fastserve._shared cimport Row
 from fastserve._transport cimport FILE_BURST
 
 
@@ -352,17 +353,19 @@ cdef class Reactor:
         report,
         Py_ssize_t max_connections=0,
         Py_ssize_t max_per_address=0,
+        Row row=None,
     ):
         """`worker`: see fastserve.worker.Worker. `poller`: "epoll" or "loop".
         `tick_interval`: how often deadlines are checked, in seconds. `write_timeout`:
         seconds after which a peer that takes nothing is given up. `max_connections`: above
         it new ones wait to be accepted; `max_per_address`: more of one IP address are closed
-        at once; 0: any number."""
+        at once; 0: any number. `row`: this process's, in the table of the workers."""
         self.worker = worker
         self.report = report
         self.write_timeout = <int64_t>(1000 * write_timeout)
         self.max_connections = max_connections
         self.max_per_address = max_per_address
+        self.row = row
         self.addresses = {}
         self.tick_interval = tick_interval
         if poller == "epoll":
@@ -412,6 +415,7 @@ cdef class Reactor:
             return 0
         self.polling = True
         self.turns += 1
+        self.show()
         try:
             count = self.poller.wait(self)
             self.run_deferred()
@@ -440,6 +444,7 @@ cdef class Reactor:
         if self.polling:
             return
         self.polling = True
+        self.show()
         try:
             self.check_deadlines()
         finally:
@@ -634,6 +639,12 @@ cdef class Reactor:
         if self.connections == 0 and self.on_empty is not None:
             self.on_empty()
         return 0
+
+    cdef void show(self) noexcept:
+        """That the loop turns, and what there is to do."""
+        if self.row is not None:
+            self.row.figures.beat = fs_monotonic_ms()
+            self.row.figures.connections = self.connections
 
     cdef SendBuffer take_buffer(self):
         return self.spare.pop() if self.spare else SendBuffer.__new__(SendBuffer)

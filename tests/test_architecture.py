@@ -47,7 +47,9 @@ ARROWS = {
     "_deflate": set(),
     "_websocket": {"_buffer", "_conversation", "_deflate", "_headers", "_http1", "_transport"},
     "_tls": {"_buffer", "_transport"},
-    "_reactor": {"_buffer", "_file", "_transport"},
+    # What the processes show each other.
+    "_shared": set(),
+    "_reactor": {"_buffer", "_file", "_shared", "_transport"},
     # One loop each.
     "threads": set(),
     "worker": {"_conversation", "_reactor", "threads"},
@@ -78,6 +80,7 @@ ARROWS = {
         "_http1",
         "_proxy",
         "_reactor",
+        "_shared",
         "_tls",
         "_transport",
         "_websocket",
@@ -101,6 +104,7 @@ ARROWS = {
     "channel": set(),
     "handover": {"channel", "sockets"},
     "supervisor": {
+        "_shared",
         "channel",
         "config",
         "errors",
@@ -113,6 +117,7 @@ ARROWS = {
     },
     "watcher": {"checks", "config"},
     "child": {
+        "_shared",
         "application",
         "asgi",
         "channel",
@@ -175,6 +180,7 @@ COMPILED_MAY_HAVE = {
     "_deflate": DECLARATIONS,
     "_websocket": DECLARATIONS | {"base64", "hashlib"},
     "_tls": DECLARATIONS | {"ssl"},
+    "_shared": DECLARATIONS | {"mmap", "os", "tempfile"},
     "_reactor": DECLARATIONS | {"os"},
 }
 # C headers; the reactor alone knows sockets. <sys/uio.h> is for a struct of two members.
@@ -191,6 +197,7 @@ C_HEADERS = {
     "_access": {"Python.h", "time.h"},
     "_http1": {"Python.h"},
     "_deflate": {"zlib.h"},
+    "_shared": set(),
     "_tls": set(),
     "_websocket": {"Python.h"},
     "_reactor": {
@@ -503,6 +510,7 @@ class TestLoops:
             "_parser",
             "_proxy",
             "_reactor",
+            "_shared",
             "_transport",
         ],
     )

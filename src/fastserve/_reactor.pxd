@@ -2,6 +2,7 @@
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from fastserve._buffer cimport SendBuffer
+from fastserve._shared cimport Row
 from fastserve._transport cimport Protocol, ProtocolFactory, Stage, Transport
 
 cdef enum:
@@ -58,6 +59,7 @@ cdef class Reactor:
         Py_ssize_t max_per_address
         dict addresses                  # connections of each IP address, where they are counted
         bint holding                    # some listener is held
+        Row row                         # what the other processes are shown, or None
         list spare                      # SendBuffers to use again
         readonly double tick_interval   # seconds
         readonly Py_ssize_t connections
@@ -75,6 +77,7 @@ cdef class Reactor:
     cdef int adopt(self, int fd, Listener listener, object client) except -1
     cdef bint _count(self, SocketTransport transport) except -1
     cdef int lose(self, SocketTransport transport) except -1
+    cdef void show(self) noexcept
     cdef SendBuffer take_buffer(self)
     cdef void give_buffer(self, SendBuffer buffer) noexcept
 

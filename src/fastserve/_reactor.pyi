@@ -1,6 +1,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from fastserve._shared import Row
 from fastserve._transport import ProtocolFactory, Stage
 
 HAS_EPOLL: bool
@@ -18,6 +19,7 @@ class Reactor:
         report: Callable[[BaseException], None],
         max_connections: int = 0,
         max_per_address: int = 0,
+        row: Row | None = None,
     ) -> None: ...
     def fileno(self) -> int: ...
     def listen(

@@ -11,6 +11,7 @@ import threading
 import time
 from typing import NoReturn
 
+from fastserve._shared import Row, Table
 from fastserve.application import ApplicationError, load
 from fastserve.asgi import ASGI3
 from fastserve.channel import Channel
@@ -46,15 +47,24 @@ def main() -> NoReturn:
     listening = [
         Listening(_socket(fd), secure, shared) for fd, secure, shared in order["listening"]
     ]
-    sys.exit(work(channel, Config(**order["config"]), Listeners(listening)))
+    table = Table(order["table"])
+    table.close()
+    row = table.row(order["row"])
+    sys.exit(work(channel, Config(**order["config"]), Listeners(listening), row))
 
 
 def work(
-    channel: Channel, config: Config, sockets: Listeners, *, application: ASGI3 | None = None
+    channel: Channel,
+    config: Config,
+    sockets: Listeners,
+    row: Row,
+    *,
+    application: ASGI3 | None = None,
 ) -> int:
-    """Serve until the supervisor says so, or is gone. `application`: None is the one that
-    `config` names. Returns the exit status."""
+    """Serve until the supervisor says so, or is gone. `row`: where the others see this
+    process. `application`: None is the one that `config` names. Returns the exit status."""
     _take_signals()
+    row.take()
     try:
         set_up(**config.logging)
         server = Server(
@@ -62,6 +72,7 @@ def work(
             config,
             on_ready=lambda worker, sockets: channel.send(ready=True),
             on_enough=lambda reason: channel.send(enough=reason),
+            row=row,
         )
         commands = Commands(channel, server)
         # The supervisor has had the signals held back until now.

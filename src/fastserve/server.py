@@ -19,6 +19,7 @@ from fastserve._forwarded import Trust
 from fastserve._http1 import Gate, Http1Factory
 from fastserve._proxy import ProxyFactory
 from fastserve._reactor import Reactor
+from fastserve._shared import Row
 from fastserve._tls import TlsFactory
 from fastserve._transport import ProtocolFactory, Stage
 from fastserve._websocket import WebSocketUpgrade
@@ -132,7 +133,8 @@ class Server:
     """An application on the addresses that it is given.
 
     `on_ready` is called when it accepts connections, after the lifespan's start-up, and
-    `on_enough(reason)` when another process should take its place (fastserve.recycling).
+    `on_enough(reason)` when another process should take its place (fastserve.recycling). `row` is
+    this process's in the table of the workers, if there are several.
 
     Resource handling: `opened()` has the files; `serve()` everything else, and gives it up
     in every case, also when it is cancelled.
@@ -145,12 +147,14 @@ class Server:
         *,
         on_ready: Callable[[Worker, Listeners], None] = announce,
         on_enough: Callable[[str], None] | None = None,
+        row: Row | None = None,
     ) -> None:
         self.application = application
         self.config = config
         self.error: BaseException | None = None
         self._on_ready = on_ready
         self._on_enough = on_enough
+        self._row = row
         self._sockets: Listeners
         self._certificates: Certificates | None = None
         self._access: AccessLog | None = None
@@ -303,6 +307,7 @@ class Server:
                 report=_report_reactor,
                 max_connections=self.config.max_connections or 0,
                 max_per_address=self.config.max_connections_per_address or 0,
+                row=self._row,
             )
             stack.callback(reactor.close)
             host = Host(self.application, worker, report=_report_application)

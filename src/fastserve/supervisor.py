@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from fastserve import handover, systemd
+from fastserve._shared import Row, Table
 from fastserve.channel import Channel
 from fastserve.config import OPTIONS, Config, ConfigError
 from fastserve.errors import ServerError
@@ -72,6 +73,8 @@ FIRST_DELAY = 0.1
 LONGEST_DELAY = 10.0
 # So many failed starts in a row, while no worker serves, are the end.
 MOST_FAILURES = 5
+# Rows of the workers' table: some for each worker that may be there at once, old and new.
+MOST_PROCESSES = 4096
 # For the application's import, before the lifespan's start-up.
 IMPORT = 60.0
 # What is left of a worker's life when nobody wants to wait: its own HURRY, twice, and a bit.
@@ -103,6 +106,7 @@ class Process:
     poll: Callable[[], int | None]
     channel: Channel
     generation: Generation
+    row: Row
     state: State = State.STARTING
     deadline: float = math.inf  # when it is killed, unless it has got further by then
     ready_at: float = math.inf
@@ -146,7 +150,7 @@ class Supervisor:
     """Workers on the addresses of a configuration, until a signal ends them.
 
     `reread()` makes the configuration anew for a reload; it raises ConfigError. With `work`
-    workers are forked, and do that, the channel, configuration and sockets being given;
+    workers are forked, and do that, the channel, configuration, sockets and row being given;
     without it they are fresh interpreters.
     """
 
@@ -154,7 +158,7 @@ class Supervisor:
         self,
         config: Config,
         reread: Callable[[], Config],
-        work: Callable[[Channel, Config, Listeners], int] | None = None,
+        work: Callable[[Channel, Config, Listeners, Row], int] | None = None,
     ) -> None:
         self._config = config
         self._reread = reread
@@ -172,6 +176,7 @@ class Supervisor:
         self._predecessor = handover.Predecessor() if handover.is_under_way() else None
         self._successor: handover.Successor | None = None
         self._sockets: Sockets
+        self._table: Table
         self._stack = contextlib.ExitStack()
         self._selector = selectors.PollSelector()
         self._actions: dict[int, Callable[[int], None]] = {
@@ -198,6 +203,7 @@ class Supervisor:
                 self._selector.register(watcher, selectors.EVENT_READ, changed)
             self._selector.register(signals, selectors.EVENT_READ)
             self._sockets = stack.enter_context(contextlib.closing(Sockets(self._config, handed)))
+            self._table = stack.enter_context(contextlib.closing(Table.create(MOST_PROCESSES)))
             if self._predecessor is None:
                 self._write_pid()
             stack.callback(self._kill_all)
@@ -256,6 +262,7 @@ class Supervisor:
         self._unregister(process.channel)
         process.channel.close()
         self._processes.remove(process)
+        process.row.clear()
         how = process.failure[0] if process.failure else _how(status)
         early = process.state is State.STARTING
         # One that dies as soon as it serves would do so again and again.
@@ -393,24 +400,32 @@ class Supervisor:
             self._failed_to_start(generation, str(error))
 
     def _start_one(self, generation: Generation) -> None:
+        row = self._free_row()
         ours, theirs = socket.socketpair()
         channel = Channel(ours)
         try:
             with theirs:
                 begin = self._spawn if self._work is None else self._fork
-                pid, poll = begin(generation, channel, theirs)
+                pid, poll = begin(generation, channel, theirs, row)
         except BaseException:
             channel.close()
             raise
         channel.setblocking(False)
-        process = Process(pid, poll, channel, generation)
+        process = Process(pid, poll, channel, generation, row)
         process.deadline = time.monotonic() + IMPORT + generation.config.startup_timeout
         self._processes.append(process)
         hear = functools.partial(self._hear, process)
         self._selector.register(channel, selectors.EVENT_READ, hear)
 
+    def _free_row(self) -> Row:
+        taken = {each.row.index for each in self._processes}
+        for index in range(self._table.rows):
+            if index not in taken:
+                return self._table.row(index)
+        raise ServerError(f"there can be no more than {self._table.rows} processes")
+
     def _spawn(
-        self, generation: Generation, channel: Channel, theirs: socket.socket
+        self, generation: Generation, channel: Channel, theirs: socket.socket, row: Row
     ) -> tuple[int, Callable[[], int | None]]:
         listening = [
             (each.socket.fileno(), each.secure, each.shared) for each in self._sockets.listening
@@ -420,6 +435,8 @@ class Supervisor:
             argv=sys.argv,
             config=dataclasses.asdict(generation.config),
             listening=listening,
+            table=self._table.fd,
+            row=row.index,
         )
         with _blocked():
             popen = subprocess.Popen(
@@ -430,7 +447,7 @@ class Supervisor:
                     "fastserve.child",
                     str(theirs.fileno()),
                 ],
-                pass_fds=(theirs.fileno(), *(fd for fd, _, _ in listening)),
+                pass_fds=(theirs.fileno(), self._table.fd, *(fd for fd, _, _ in listening)),
                 env={
                     name: value for name, value in os.environ.items() if name not in NOT_INHERITED
                 },
@@ -438,7 +455,7 @@ class Supervisor:
         return popen.pid, popen.poll
 
     def _fork(
-        self, generation: Generation, channel: Channel, theirs: socket.socket
+        self, generation: Generation, channel: Channel, theirs: socket.socket, row: Row
     ) -> tuple[int, Callable[[], int | None]]:
         _refuse_threads()
         with _blocked():
@@ -447,17 +464,17 @@ class Supervisor:
                 # The others' ends too: a copy of one would keep its channel from ending.
                 for each in (channel, *(process.channel for process in self._processes)):
                     each.close()
-                self._become_worker(generation.config, Channel(theirs))
+                self._become_worker(generation.config, Channel(theirs), row)
         return pid, functools.partial(_poll, pid)
 
-    def _become_worker(self, config: Config, channel: Channel) -> NoReturn:
+    def _become_worker(self, config: Config, channel: Channel, row: Row) -> NoReturn:
         status = 1
         try:
             signal.set_wakeup_fd(-1)
             for name in NOT_INHERITED:
                 os.environ.pop(name, None)
             assert self._work is not None
-            status = self._work(channel, config, Listeners(self._sockets.listening))
+            status = self._work(channel, config, Listeners(self._sockets.listening), row)
         except BaseException:
             traceback.print_exc()
         finally:
