@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import importlib.util
 import logging
 import os
@@ -18,6 +19,7 @@ import socket
 import ssl
 import struct
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -360,6 +362,25 @@ class Running(logging.Handler):
 
 
 Serve = Callable[..., Running]
+
+
+class Instances:
+    """How many instances of some types there are, by name, without those that were there before:
+    who keeps a record of an exception, of another test's, keeps all that its frames hold."""
+
+    def __init__(self, types: set[type]) -> None:
+        self.types = types
+        gc.collect()
+        # Held, so that an address stays theirs.
+        self.others = {id(found): found for found in self._all()}
+
+    def alive(self) -> Counter[str]:
+        return Counter(
+            type(found).__name__ for found in self._all() if id(found) not in self.others
+        )
+
+    def _all(self) -> list[object]:
+        return [found for found in gc.get_objects() if type(found) in self.types]
 
 
 def skip_without(library: str) -> None:

@@ -15,7 +15,6 @@ import sys
 import time
 import weakref
 import zlib
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ import pytest
 from conftest import (
     PATIENCE,
     Client,
+    Instances,
     Running,
     Serve,
     frame,
@@ -68,10 +68,6 @@ NEEDED = {
 # a leak grows in each round.
 ROUNDS = 3
 MOST_ROUNDS = 9
-
-
-def living() -> Counter[str]:
-    return Counter(type(found).__name__ for found in gc.get_objects() if type(found) in TYPES)
 
 
 def descriptors() -> int:
@@ -209,6 +205,7 @@ class Watched:
     def __init__(self, running: Running, app: Application) -> None:
         self.running = running
         self.app = app
+        self.instances = Instances(TYPES)
         self.client: Client | None = None
 
     def kept(self) -> Client:
@@ -231,7 +228,7 @@ class Watched:
         while True:
             if collect:
                 gc.collect()
-            alive = living()
+            alive = self.instances.alive()
             if not (set(alive) & NEEDED) and not len(self.app.markers):
                 return
             assert time.monotonic() < end, f"still alive: {alive}, {len(self.app.markers)} calls"
@@ -244,14 +241,14 @@ class Watched:
     def stays_level(self, action: Callable[[Watched], None], times: int) -> None:
         self.repeat(action, max(20, times // 10))
         self.settle(collect=True)
-        objects, files = living(), descriptors()
+        objects, files = self.instances.alive(), descriptors()
         growth = []
         # What stays for each exchange stays in every round; other growth comes and goes.
         while not growth or (min(growth) >= 0.5 and len(growth) < MOST_ROUNDS):
             blocks, calls = sys.getallocatedblocks(), self.app.calls
             self.repeat(action, times // ROUNDS)
             self.settle(collect=True)
-            assert living() == objects
+            assert self.instances.alive() == objects
             assert descriptors() == files
             done = max(self.app.calls - calls, times // ROUNDS)
             growth.append((sys.getallocatedblocks() - blocks) / done)
@@ -585,11 +582,9 @@ def test_after_the_server(no_records: None, serve: Serve) -> None:
 
     for _ in range(3):
         once()
-    gc.collect()
-    before, files = living(), descriptors()
+    instances, files = Instances(TYPES), descriptors()
     for _ in range(10):
         once()
     gc.collect()
-    after = living()
-    assert {name: after[name] for name in NEEDED} == {name: before[name] for name in NEEDED}
+    assert not set(instances.alive()) & NEEDED
     assert descriptors() == files

@@ -23,7 +23,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,7 @@ from conftest import (
     MIB,
     PATIENCE,
     Client,
+    Instances,
     Response,
     Running,
     Serve,
@@ -1630,10 +1630,6 @@ TYPES = {
 PER_CONNECTION = {"TlsProtocol", "TlsTransport", "SocketTransport", "Http1Connection", "SSLObject"}
 
 
-def living() -> Counter[str]:
-    return Counter(type(found).__name__ for found in gc.get_objects() if type(found) in TYPES)
-
-
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc")
 @pytest.mark.parametrize(
     ("worker", "poller"),
@@ -1654,6 +1650,7 @@ def test_nothing_stays(serve: Serve) -> None:
         await respond(send, body)
 
     server = serve(app, lifespan="off", **MUTUAL)
+    instances = Instances(TYPES)
     good = trusting(cert="client.pem")
     bad = trusting(cert="stranger.pem", version=V12)
     message = request("POST", "/", body=b"x" * 100)
@@ -1682,19 +1679,19 @@ def test_nothing_stays(serve: Serve) -> None:
     def settle() -> None:
         def is_quiet() -> bool:
             gc.collect()
-            return not set(living()) & (PER_CONNECTION - {"SSLObject"})
+            return not set(instances.alive()) & (PER_CONNECTION - {"SSLObject"})
 
         eventually(is_quiet)
 
     rounds(100)
     settle()
-    objects, files = living(), len(os.listdir("/proc/self/fd"))
+    objects, files = instances.alive(), len(os.listdir("/proc/self/fd"))
     memory, blocks = [], []
     for _ in range(3):
         before, blocks_before = resident(), sys.getallocatedblocks()
         rounds(350)
         settle()
-        assert living() == objects
+        assert instances.alive() == objects
         assert len(os.listdir("/proc/self/fd")) == files
         memory.append(resident() - before)
         blocks.append((sys.getallocatedblocks() - blocks_before) / 350)
@@ -1708,9 +1705,7 @@ def test_nothing_stays(serve: Serve) -> None:
 def test_no_collector_is_needed(serve: Serve) -> None:
     server = serve(hello, **SERVER)
     context = trusting()
-    assert_alive(server)
-    gc.collect()  # what other tests have left
-    eventually(lambda: not set(living()) & PER_CONNECTION)
+    instances = Instances(TYPES)
     gc.disable()
     try:
         for _ in range(20):
@@ -1718,6 +1713,6 @@ def test_no_collector_is_needed(serve: Serve) -> None:
                 client.get()
             with server.connect() as raw:
                 raw.sendall(GARBAGE[3])
-        eventually(lambda: not set(living()) & (PER_CONNECTION | {"MemoryBIO"}))
+        eventually(lambda: not set(instances.alive()) & (PER_CONNECTION | {"MemoryBIO"}))
     finally:
         gc.enable()

@@ -18,6 +18,8 @@ VERIFY_MODES = {
     "optional": ssl.CERT_OPTIONAL,
     "required": ssl.CERT_REQUIRED,
 }
+# Of so many clients the chain is remembered for when they resume a session.
+CHAINS = 256
 # RFC 4514 section 3: the short names of the types of attributes that have one.
 SHORT_NAMES = {
     "commonName": "CN",
@@ -67,6 +69,9 @@ class Certificates:
         if config.verify_mode != "none" and config.ca_certs is None:
             raise ConfigError("--verify-mode: --ca-certs has to say who signs the certificates")
         self._config = config
+        # A ticket has a client's own certificate alone. OpenSSL's memory of sessions has the chain,
+        # too, but 13 KB for each, and there is no way to bound it.
+        self._chains: dict[bytes, tuple[str, ...]] = {}
         self.load()
 
     def load(self) -> None:
@@ -108,7 +113,7 @@ class Certificates:
         identity = context.identity
         cipher = session.cipher()
         version = session.version()
-        chain = _client_chain(session)
+        chain = self._client_chain(session)
         return {
             "server_cert": identity.pem,
             "client_cert_chain": chain,
@@ -117,6 +122,17 @@ class Certificates:
             "tls_version": VERSION_NUMBERS.get(version) if version else None,
             "cipher_suite": identity.suites.get(cipher[0]) if cipher else None,
         }
+
+    def _client_chain(self, session: ssl.SSLObject) -> tuple[str, ...]:
+        leaf = session.getpeercert(True)
+        if leaf is None:
+            return ()
+        known = self._chains.pop(leaf, None)
+        chain = known if known and session.session_reused else _chain(session, leaf)
+        self._chains[leaf] = chain  # as the latest
+        if len(self._chains) > CHAINS:
+            del self._chains[next(iter(self._chains))]
+        return chain
 
 
 def _context(config: Config, certfile: str, keyfile: str) -> Context:
@@ -136,10 +152,6 @@ def _context(config: Config, certfile: str, keyfile: str) -> Context:
         except OSError as error:
             raise ConfigError(f"--ca-certs: {config.ca_certs!r}: {_reason(error)}") from None
     context.verify_mode = VERIFY_MODES[config.verify_mode]
-    if context.verify_mode != ssl.CERT_NONE:
-        # A ticket has the client's certificate without its chain, which the server's memory
-        # of the session has.
-        context.options |= ssl.OP_NO_TICKET
     return context
 
 
@@ -222,10 +234,8 @@ def _find(by_name: dict[str, Identity], name: str | None) -> Identity | None:
     return by_name.get(name) or by_name.get("*." + name.partition(".")[2])
 
 
-def _client_chain(session: ssl.SSLObject) -> tuple[str, ...]:
-    leaf = session.getpeercert(True)
-    if leaf is None:
-        return ()
+def _chain(session: ssl.SSLObject, leaf: bytes) -> tuple[str, ...]:
+    """What the client has sent, or `leaf` alone if it has resumed a session by a ticket."""
     if hasattr(session, "get_unverified_chain"):
         chain = session.get_unverified_chain()
     else:  # before Python 3.13 it has no public name
