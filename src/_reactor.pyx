@@ -391,6 +391,8 @@ cdef class Reactor:
         self.block = <char*>PyMem_Malloc(RECEIVE_SIZE)
         if self.block == NULL:
             raise MemoryError()
+        self.next_tick = fs_monotonic_us() + 1000 * _milliseconds(tick_interval)
+        self.show()
 
     def __dealloc__(self):
         PyMem_Free(self.block)
@@ -671,12 +673,8 @@ cdef class Reactor:
         now = fs_monotonic_us()
         if now < self.next_tick:
             self.next_tick = now    # no timer comes early: what it goes by is known better now
-        if self.next_tick:
-            observe(&self.row.figures.counts.lag, now - self.next_tick)
-        if ticks and self.next_tick:
-            self.next_tick += ticks * interval
-        else:
-            self.next_tick = now + interval
+        observe(&self.row.figures.counts.lag, now - self.next_tick)
+        self.next_tick = self.next_tick + ticks * interval if ticks else now + interval
 
     cdef void count_received(self, Py_ssize_t length) noexcept:
         if self.row is not None:

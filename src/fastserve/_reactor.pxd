@@ -60,7 +60,7 @@ cdef class Reactor:
         dict addresses                  # connections of each IP address, where they are counted
         bint holding                    # some listener is held
         Row row                         # what the other processes are shown, or None
-        int64_t next_tick               # when it is due, in microseconds; 0: nobody knows yet
+        int64_t next_tick               # when it is due, in microseconds of the monotonic clock
         list spare                      # SendBuffers to use again
         readonly double tick_interval   # seconds
         readonly Py_ssize_t connections

@@ -111,7 +111,7 @@ class Exposition:
         yield self._gauge("workers", "Worker processes.", "state", _states(shot))
         yield self._families.GaugeMetricFamily(
             "fastserve_generation",
-            "How often workers were started anew, all of them.",
+            "Of the workers that serve: a reload begins another one.",
             shot.generation,
         )
 

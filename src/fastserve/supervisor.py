@@ -444,7 +444,7 @@ class Supervisor:
         is_ready = self._current is not None and self._serving()
         return Snapshot(
             state="draining" if self._stopping else "ready" if is_ready else "starting",
-            generation=self._generations,
+            generation=self._current.number if self._current else 0,
             restarts=self._replaced,
             totals=self._totals(),
             workers=[process.status() for process in self._processes],
