@@ -104,7 +104,8 @@ def _open(text: str) -> tuple[socket.socket, Address]:
     address: Address = bind.path
     if bind.kind == "tcp":
         found = socket.getaddrinfo(bind.host, bind.port, type=socket.SOCK_DGRAM)
-        family, *_, address = found[0]
+        # Where a name has both, most of these servers listen on IPv4 alone, and none would tell.
+        family, *_, address = min(found, key=lambda each: each[0] != socket.AF_INET)
     sender = socket.socket(family, socket.SOCK_DGRAM)
     sender.setblocking(False)
     return sender, address
