@@ -167,7 +167,8 @@ cdef class Http1Factory(ProtocolFactory):
         at once. `trust`: which peers are believed about where a request comes from; None:
         none. `access`: where each exchange has its line; None: there is no access log. `row`:
         where they are counted, in the table of the workers; None: nowhere. `state`: the
-        lifespan's, copied for each request; None where the application has no lifespan. `fields`: pairs of bytes, for every response. `wait_for_shutdown()`,
+        lifespan's, copied for each request; None where the application has no lifespan.
+        `fields`: pairs of bytes, for every response. `wait_for_shutdown()`,
         `is_shutting_down()`: what applications have as `fastserve.shutdown`. Timeouts are in
         seconds, `body_min_rate` in bytes a second (0: any), limits in bytes."""
         self.host = host
