@@ -182,6 +182,10 @@ cdef int64_t _microseconds(clockid_t clock) noexcept:
     return <int64_t>now.tv_sec * 1000000 + now.tv_nsec // 1000
 
 
+cdef int64_t monotonic() noexcept:
+    return _microseconds(CLOCK_MONOTONIC)
+
+
 @cython.final
 @cython.no_gc           # nothing that it refers to can have got hold of it
 @cython.freelist(64)
@@ -465,27 +469,28 @@ cdef class AccessLines(LineBuffer):
             # The list itself is the application's, which may change it.
             entry.asked = tuple(headers)
         entry.keeps_answered = self.wants_answered
-        entry.begun = _microseconds(CLOCK_MONOTONIC)
+        entry.begun = monotonic()
         return entry
 
     cdef int call(self, Entry entry) noexcept:
         """The application is being called."""
         if self.wants_called:
-            entry.called = _microseconds(CLOCK_MONOTONIC)
+            entry.called = monotonic()
         return 0
 
     cdef int start(self, Entry entry, int status) noexcept:
         """The head of the response is being written."""
         entry.status = status
         if self.wants_started:
-            entry.started = _microseconds(CLOCK_MONOTONIC)
+            entry.started = monotonic()
         return 0
 
     cdef int end(self, Entry entry) except -1:
         """The exchange has ended: its line is written."""
         if entry.status < 500 and (self._next_random() >> 32) >= self.share:
             return 0
-        entry.ended = _microseconds(CLOCK_MONOTONIC)
+        if not entry.ended:     # else whoever ended it has looked at the clock
+            entry.ended = monotonic()
         if self.wants_moment:
             entry.moment = _microseconds(CLOCK_REALTIME)
         return self._append(entry)

@@ -17,12 +17,14 @@ from libc.stdint cimport INT64_MAX
 
 from fastserve._conversation import ClientDisconnected
 
+from fastserve._access cimport monotonic
 from fastserve._buffer cimport GATHER_MIN
 from fastserve._conversation cimport WAIT_WRITABLE, get, is_disconnect
 from fastserve._file cimport File
 from fastserve._forwarded cimport line_of_host
 from fastserve._headers cimport append_chunk_size, append_content_length
 from fastserve._parser cimport DATA, END, HEAD, INVALID
+from fastserve._shared cimport Figures, count_response, observe
 from fastserve._transport cimport END_ALL, END_IDLE, SERVING, Stage
 
 
@@ -104,24 +106,32 @@ cdef class Gate:
         return False
 
     cdef int refuse(self, Http1Connection connection) except -1:
+        cdef Row row = connection.factory.row
+        if row is not None:
+            row.figures.counts.refused += 1
         return connection.refuse(503, "The server is busy.", self.fields)
 
     cdef int leave(self, HttpExchange exchange) except -1:
         """It has ended, or needs its place no longer: the first in the line has it."""
         cdef Http1Connection connection
         if exchange.waits:
-            exchange.waits = False
+            self._end_waiting(exchange)
             self.line.remove(exchange.connection)
         elif exchange.admitted:
             exchange.admitted = False
             self.running -= 1
             if self.line and self.running < self.limit:
                 connection = <Http1Connection>self.line.pop(0)
-                connection.exchange.waits = False
+                self._end_waiting(connection.exchange)
                 connection.exchange.admitted = True
                 self.running += 1
                 connection.transport.call_soon()
         return 0
+
+    cdef void _end_waiting(self, HttpExchange exchange) noexcept:
+        exchange.waits = False
+        if exchange.begun:
+            observe(&exchange.factory.row.figures.counts.queue, monotonic() - exchange.begun)
 
 
 cdef class Http1Factory(ProtocolFactory):
@@ -135,6 +145,7 @@ cdef class Http1Factory(ProtocolFactory):
         Gate gate=None,
         Trust trust=None,
         AccessLines access=None,
+        Row row=None,
         state=None,
         wait_for_shutdown,
         is_shutting_down,
@@ -154,9 +165,10 @@ cdef class Http1Factory(ProtocolFactory):
     ):
         """`upgrade`: the other protocol that a request may ask for. `gate`: how many may run
         at once. `trust`: which peers are believed about where a request comes from; None:
-        none. `access`: where each exchange has its line; None: there is no access log.
-        `state`: the lifespan's, copied for each request; None where the application has no
-        lifespan. `fields`: pairs of bytes, for every response. `wait_for_shutdown()`,
+        none. `access`: where each exchange has its line; None: there is no access log. `row`:
+        where they are counted, in the table of the workers; None: nowhere. `state`: the
+        lifespan's, copied for each request; None where the application has no lifespan.
+        `fields`: pairs of bytes, for every response. `wait_for_shutdown()`,
         `is_shutting_down()`: what applications have as `fastserve.shutdown`. Timeouts are in
         seconds, `body_min_rate` in bytes a second (0: any), limits in bytes."""
         self.host = host
@@ -164,6 +176,7 @@ cdef class Http1Factory(ProtocolFactory):
         self.gate = gate
         self.trust = trust
         self.access = access
+        self.row = row
         self.state = state
         self.wait_for_shutdown = wait_for_shutdown
         self.is_shutting_down = is_shutting_down
@@ -461,6 +474,9 @@ cdef class Http1Connection(Protocol):
                 parser.headers, scope["client"], scope["scheme"], self.transport.tls,
                 self.origin is not None,
             )
+        if factory.row is not None:
+            exchange.begun = monotonic() if exchange.entry is None else exchange.entry.begun
+            factory.row.figures.in_flight += 1
         parser.release()
         self.exchange = exchange
         self.phase = PHASE_APPLICATION
@@ -578,11 +594,13 @@ cdef class Http1Connection(Protocol):
         if exchange is None or not exchange.is_head:
             out.append_bytes(body)
         if exchange is not None:
+            exchange.answered(status)
             if exchange.entry is not None:
-                self.factory.access.start(exchange.entry, status)
                 exchange.entry.keep_answered(_plain_text)
                 exchange.entry.sent = PyBytes_GET_SIZE(body)
             exchange.log_access()
+        elif self.factory.row is not None:
+            count_response(self.factory.row.figures, status)
         return 0
 
     cdef int hand_over(self, Protocol successor) except -1:
@@ -1006,8 +1024,7 @@ cdef class HttpExchange(Conversation):
         cdef ResponseHead head = self.head
         cdef SendBuffer out = connection.transport.output()
         self.head = None
-        if self.entry is not None:
-            factory.access.start(self.entry, head.status)
+        self.answered(head.status)
         head.append_to(out)
         factory.append_own_fields(head, out)
         self.length_left = head.content_length
@@ -1094,9 +1111,27 @@ cdef class HttpExchange(Conversation):
             self.connection._response_complete(self)
         return 0
 
+    cdef int answered(self, int status) except -1:
+        """The head of the response is being written."""
+        self.status = status
+        if self.entry is not None:
+            self.factory.access.start(self.entry, status)
+        return 0
+
     cdef int log_access(self) except -1:
-        """It has ended, in one way or the other."""
+        """It has ended, in one way or the other: it is counted, and has its line."""
         cdef Entry entry = self.entry
+        cdef Figures* figures
+        cdef int64_t now
+        if self.begun:
+            now = monotonic()
+            figures = self.factory.row.figures
+            figures.in_flight -= 1
+            count_response(figures, self.status)
+            observe(&figures.counts.duration, now - self.begun)
+            self.begun = 0
+            if entry is not None:
+                entry.ended = now
         if entry is None:
             return 0
         self.entry = None

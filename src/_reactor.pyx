@@ -19,7 +19,7 @@ from libc.string cimport memset
 
 from fastserve._buffer cimport SendBuffer, iovec
 from fastserve._file cimport File
-from fastserve._shared cimport Row
+from fastserve._shared cimport Row, observe
 from fastserve._transport cimport FILE_BURST
 
 
@@ -123,6 +123,12 @@ cdef extern from *:
         return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
     }
 
+    static int64_t fs_monotonic_us(void) {
+        struct timespec t;
+        clock_gettime(CLOCK_MONOTONIC, &t);
+        return (int64_t)t.tv_sec * 1000000 + t.tv_nsec / 1000;
+    }
+
     /* -1 and errno; anything but EAGAIN and EINTR may just mean that it cannot be done. */
     static Py_ssize_t fs_send_file(int fd, int file, int64_t start, size_t length) {
     #ifdef __linux__
@@ -183,6 +189,7 @@ cdef extern from *:
     int fs_accept(int, sockaddr*, socklen_t*) noexcept
     int fs_host_and_port(const sockaddr_storage*, char*, size_t) noexcept
     int64_t fs_monotonic_ms() noexcept
+    int64_t fs_monotonic_us() noexcept
     Py_ssize_t fs_send_file(int, int, int64_t, size_t) noexcept
     Py_ssize_t fs_send_vector(int, iovec*, int, int) noexcept
     void fs_reset_on_close(int) noexcept
@@ -208,6 +215,10 @@ cdef tuple _ended_early = (
 )
 cdef enum:
     ACCEPT_PAUSE_MS = 500
+
+
+cdef int64_t _milliseconds(double seconds) noexcept:
+    return max(1, <int64_t>(1000 * seconds))
 
 
 cdef object _address(const sockaddr_storage* address):
@@ -298,6 +309,7 @@ cdef class EpollPoller(Poller):
                 happened |= BROKEN
             reactor.dispatch(self.events[index].data.u64, happened)
         if due:
+            reactor.note_lag(<int64_t>expirations)
             reactor.check_deadlines()
         return count
 
@@ -369,7 +381,7 @@ cdef class Reactor:
         self.addresses = {}
         self.tick_interval = tick_interval
         if poller == "epoll":
-            self.poller = EpollPoller(max(1, <int64_t>(1000 * tick_interval)))
+            self.poller = EpollPoller(_milliseconds(tick_interval))
         else:
             self.poller = LoopPoller(worker)
         self.first_free = -1
@@ -379,6 +391,8 @@ cdef class Reactor:
         self.block = <char*>PyMem_Malloc(RECEIVE_SIZE)
         if self.block == NULL:
             raise MemoryError()
+        self.next_tick = fs_monotonic_us() + 1000 * _milliseconds(tick_interval)
+        self.show()
 
     def __dealloc__(self):
         PyMem_Free(self.block)
@@ -445,6 +459,7 @@ cdef class Reactor:
             return
         self.polling = True
         self.show()
+        self.note_lag(0)
         try:
             self.check_deadlines()
         finally:
@@ -614,6 +629,8 @@ cdef class Reactor:
         cdef object host
         cdef int count
         self.connections += 1
+        if self.row is not None:
+            self.row.figures.counts.accepted += 1
         if not self.max_per_address or transport.client is None:
             return True
         host = transport.client[0]
@@ -645,6 +662,23 @@ cdef class Reactor:
         if self.row is not None:
             self.row.figures.beat = fs_monotonic_ms()
             self.row.figures.connections = self.connections
+
+    cdef void note_lag(self, int64_t ticks) noexcept:
+        """How late the loop comes to the tick that was due. `ticks`: how many have come due by
+        now, of a timer that goes on by itself; 0: the next is a whole interval from now."""
+        cdef int64_t interval = 1000 * _milliseconds(self.tick_interval)
+        cdef int64_t now
+        if self.row is None:
+            return
+        now = fs_monotonic_us()
+        if now < self.next_tick:
+            self.next_tick = now    # no timer comes early: what it goes by is known better now
+        observe(&self.row.figures.counts.lag, now - self.next_tick)
+        self.next_tick = self.next_tick + ticks * interval if ticks else now + interval
+
+    cdef void count_received(self, Py_ssize_t length) noexcept:
+        if self.row is not None:
+            self.row.figures.counts.received += length
 
     cdef SendBuffer take_buffer(self):
         return self.spare.pop() if self.spare else SendBuffer.__new__(SendBuffer)
@@ -849,6 +883,7 @@ cdef class SocketTransport(Transport):
         cdef Protocol protocol = self.protocol
         cdef Py_ssize_t count = recv(self.fd, self.reactor.block, RECEIVE_SIZE, 0)
         if count > 0:
+            self.reactor.count_received(count)
             protocol.data_received(self.reactor.block, count)
         elif count == 0:
             self.eof = True
@@ -866,6 +901,7 @@ cdef class SocketTransport(Transport):
         if count < 0 and (errno == EAGAIN or errno == EINTR):
             return 0
         self.lingered += count
+        self.reactor.count_received(max(0, count))
         if count <= 0 or self.lingered > LINGER_BYTES:
             self._close_socket()
         return 0
@@ -902,6 +938,8 @@ cdef class SocketTransport(Transport):
                     break
                 return self._close_socket()
             progress = True
+            if self.reactor.row is not None:
+                self.reactor.row.figures.counts.sent += sent
             out.consume(sent)
         if out.pending == 0:
             self.out = None

@@ -10,7 +10,13 @@ import tempfile
 
 cimport cython
 from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from libc.string cimport memset
+
+# Seconds: where the buckets of each histogram end, but for the last one.
+BUCKETS_END_AT = tuple([BUCKET_ENDS[bucket] / 1e6 for bucket in range(BUCKETS - 1)])
+
+assert sizeof(Figures) <= ROW_SIZE
 
 
 cdef int _nameless_file() except -1:
@@ -69,7 +75,11 @@ cdef class Table:
 
 @cython.final
 cdef class Row:
-    """One worker's figures."""
+    """One worker's figures. Resource handling: of one that is alone the memory is its own."""
+
+    def __dealloc__(self):
+        if self.is_alone:
+            PyMem_Free(self.figures)
 
     @property
     def pid(self):
@@ -85,6 +95,62 @@ cdef class Row:
     def connections(self):
         return self.figures.connections
 
+    @property
+    def in_flight(self):
+        """Requests that have begun and not ended."""
+        return self.figures.in_flight
+
+    @property
+    def websockets(self):
+        return self.figures.websockets
+
+    # What has been counted. Seconds, bytes.
+
+    @property
+    def accepted(self):
+        """Connections."""
+        return self.figures.counts.accepted
+
+    @property
+    def received(self):
+        return self.figures.counts.received
+
+    @property
+    def sent(self):
+        return self.figures.counts.sent
+
+    @property
+    def refused(self):
+        """Requests, for which there was no room."""
+        return self.figures.counts.refused
+
+    @property
+    def responses(self):
+        """How many there were of each status, by its code as text; "none": the client has left
+        without an answer, "other": a code from 600 on."""
+        return {
+            {NO_STATUS: "none", OTHER_STATUS: "other"}.get(status, str(status)):
+                self.figures.counts.responses[status]
+            for status in range(STATUSES)
+            if self.figures.counts.responses[status]
+        }
+
+    @property
+    def duration(self):
+        """Of the requests, from the head to the end of the response: how many in each bucket
+        (BUCKETS_END_AT), and all of it together. So are the next two."""
+        return _read(&self.figures.counts.duration)
+
+    @property
+    def queue(self):
+        """How long those requests that had to wait have waited for their turn."""
+        return _read(&self.figures.counts.queue)
+
+    @property
+    def lag(self):
+        """How late the loop came to each of its ticks."""
+        return _read(&self.figures.counts.lag)
+
     def take(self):
         """Make it this process's, with nothing in it."""
         self.clear()
@@ -93,3 +159,28 @@ cdef class Row:
     def clear(self):
         """Make it nobody's: the process that wrote here has ended."""
         memset(self.figures, 0, sizeof(Figures))
+
+    def add(self, Row other not None):
+        """Count what `other` has counted, too."""
+        cdef int64_t* ours = <int64_t*>&self.figures.counts
+        cdef const int64_t* theirs = <const int64_t*>&other.figures.counts
+        cdef size_t word
+        for word in range(sizeof(Counts) // sizeof(int64_t)):
+            ours[word] += theirs[word]
+
+    @staticmethod
+    def alone():
+        """One that no other process sees, with nothing in it."""
+        cdef Row row = Row.__new__(Row)
+        row.figures = <Figures*>PyMem_Calloc(1, sizeof(Figures))
+        if row.figures == NULL:
+            raise MemoryError()
+        row.is_alone = True
+        return row
+
+
+cdef tuple _read(const Histogram* histogram):
+    return (
+        [histogram.counts[bucket] for bucket in range(BUCKETS)],
+        histogram.sum / 1e6,
+    )

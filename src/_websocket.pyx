@@ -508,6 +508,8 @@ cdef class WebSocketConnection(Protocol):
         self.transport = None
         self.state = STATE_ENDED
         self.unparsed = None
+        if self.row is not None:
+            self.row.figures.websockets -= 1
         return self._ended(1006, "")
 
     cdef int resume_writing(self) except -1:
@@ -902,11 +904,12 @@ cdef class WebSocketExchange(HttpExchange):
         if agreed is not None:
             out.append_bytes(b"sec-websocket-extensions: " + agreed[0].encode("ascii") + b"\r\n")
         out.append(b"\r\n", 2)
-        if self.entry is not None:
-            self.factory.access.start(self.entry, 101)
+        self.answered(101)
         self.leave_gate()
         self.progress = COMPLETE
         self.log_access()
+        if session.row is not None:
+            session.row.figures.websockets += 1
         self.session = session
         self.connection = None
         connection.hand_over(session)
@@ -923,6 +926,7 @@ cdef class WebSocketExchange(HttpExchange):
         cdef bint takes_over
         session.upgrade = upgrade
         session.exchange = self
+        session.row = self.factory.row
         if agreed is None:
             session.decoder = FrameDecoder(max_size=upgrade.max_size)
             return session

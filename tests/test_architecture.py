@@ -42,10 +42,19 @@ ARROWS = {
         "_forwarded",
         "_headers",
         "_parser",
+        "_shared",
         "_transport",
     },
     "_deflate": set(),
-    "_websocket": {"_buffer", "_conversation", "_deflate", "_headers", "_http1", "_transport"},
+    "_websocket": {
+        "_buffer",
+        "_conversation",
+        "_deflate",
+        "_headers",
+        "_http1",
+        "_shared",
+        "_transport",
+    },
     "_tls": {"_buffer", "_transport"},
     # What the processes show each other.
     "_shared": set(),
@@ -72,7 +81,8 @@ ARROWS = {
     "systemd": set(),
     "errors": set(),
     "sockets": {"checks", "config", "errors", "systemd"},
-    "recycling": {"config"},
+    "memory": set(),
+    "recycling": {"config", "memory"},
     "lifespan": {"asgi", "config", "log", "worker"},
     "server": {
         "_conversation",
@@ -110,12 +120,20 @@ ARROWS = {
         "errors",
         "handover",
         "log",
+        "memory",
+        "metrics",
+        "monitoring",
         "pidfile",
         "sockets",
         "systemd",
         "watcher",
     },
     "watcher": {"checks", "config"},
+    # What it tells those who watch it.
+    "admin": {"_headers", "_parser", "log"},
+    "metrics": {"_shared"},
+    "statsd": {"_shared", "checks", "config", "log"},
+    "monitoring": {"_shared", "admin", "config", "log", "metrics", "statsd"},
     "child": {
         "_shared",
         "application",
@@ -213,6 +231,8 @@ KNOWS_LOOP = {
     "worker_asyncio": {"asyncio", "uvloop"},
     "worker_trio": {"trio"},
     "supervisor": {"selectors"},  # which is how it waits for its processes
+    "monitoring": {"selectors"},  # has its admin's clients waited for there, too
+    "admin": {"selectors"},
 }
 
 # Tables that are filled while the module is imported, by this function, and only read then.

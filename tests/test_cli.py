@@ -261,6 +261,10 @@ def test_every_option_arrives(server: FakeServer, app_dir: Path) -> None:
         "log_format": "json",
         "log_colors": "never",
         "log_config": "log.toml",
+        "admin_bind": "127.0.0.1:9000",
+        "statsd_host": "127.0.0.1:8125",
+        "statsd_prefix": "web",
+        "dogstatsd_tags": "site:one,env:two",
     }
     assert given.keys() == OPTIONS.keys()
     (app_dir / "web.py").write_text("def app(): return lambda *a: None\n")

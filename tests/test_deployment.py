@@ -679,13 +679,14 @@ def test_kubernetes_asks_and_waits_as_the_server_expects(
 ) -> None:
     pod, service = manifest
     (container,) = pod["containers"]
-    (port,) = container["ports"]
+    port, admin = container["ports"]
     assert entrypoint()[-1] == f"0.0.0.0:{port['containerPort']}"
     assert service["ports"][0]["targetPort"] == port["name"]
-    for kind in ("startup", "readiness", "liveness"):
-        asked = container[f"{kind}Probe"]["httpGet"]
-        assert asked["path"] in CONFIG.probe_path
-        assert asked["port"] == port["name"]
+    arguments = container["args"]
+    assert arguments[arguments.index("--admin-bind") + 1] == f"0.0.0.0:{admin['containerPort']}"
+    paths = {"startup": "/ready", "readiness": "/ready", "liveness": "/live"}
+    for kind, path in paths.items():
+        assert container[f"{kind}Probe"]["httpGet"] == {"path": path, "port": admin["name"]}
     startup = container["startupProbe"]
     assert startup["periodSeconds"] * startup["failureThreshold"] >= CONFIG.startup_timeout
     command, pause = container["lifecycle"]["preStop"]["exec"]["command"]
@@ -697,11 +698,12 @@ def test_the_containers_command(
     worker: str, manifest: tuple[dict[str, Any], dict[str, Any]]
 ) -> None:
     """With what Kubernetes adds to it; and it ends when it is told to."""
-    put_in = {"/etc/web/web.toml": OPTIONS, "0.0.0.0:8000": f"{HOST}:0"}
-    program, *arguments = (put_in.get(word, word) for word in entrypoint())
+    free = f"{HOST}:0"
+    put_in = {"/etc/web/web.toml": OPTIONS, "0.0.0.0:8000": free, "0.0.0.0:9000": free}
+    command = [*entrypoint(), *manifest[0]["containers"][0]["args"]]
+    program, *arguments = (put_in.get(word, word) for word in command)
     assert program == "fastserve"
-    more = manifest[0]["containers"][0]["args"]
-    server = Process(*arguments, *more, "-k", worker, "deployed:app")
+    server = Process(*arguments, "-k", worker, "deployed:app")
     try:
         with server.connect() as client:
             response = client.get("/healthz", *SPOOFS)

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from fastserve import cli
+from fastserve._shared import Row
 from fastserve.access import ATOMS, MEMBERS
 from fastserve.config import ALIASES, IGNORED, OPTIONS, REFUSED
+from fastserve.metrics import Exposition, Snapshot
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 
@@ -76,3 +78,34 @@ def test_every_atom_is_described() -> None:
     example = json.loads(re.findall("```json\n(.*?)```", text, re.DOTALL)[0])
     assert list(example) == [*MEMBERS, "pid"]
     assert OPTIONS["access_logformat"].default in text
+
+
+def metrics() -> dict[str, str]:
+    """The type of each metric in /metrics."""
+    nothing = Snapshot("ready", 0, {}, Row.alone(), [])
+    text = Exposition(lambda: nothing).render().decode()
+    return dict(re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE))
+
+
+def test_every_metric_is_described() -> None:
+    text = (DOCS / "operations.md").read_text()
+    table = re.findall(r"^\| (`fastserve_.*?`) \|", text, re.MULTILINE)
+    described = [name for cell in table for name in re.findall("`([^`]+)`", cell)]
+    assert sorted(described) == sorted(metrics())
+
+
+def test_the_dashboard_shows_metrics_that_there_are() -> None:
+    board = json.loads((DOCS / "deployment" / "grafana.json").read_text())
+    queries = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
+    queries += [variable["query"] for variable in board["templating"]["list"]]
+    asked = {name for query in queries for name in re.findall(r"fastserve_\w+", query)}
+    there = set()
+    for name, kind in metrics().items():
+        there |= {f"{name}_bucket", f"{name}_count"} if kind == "histogram" else {name}
+    assert asked <= there
+    # And none that is not shown.
+    assert {name.removesuffix("_bucket") for name in asked} == set(metrics())
+    assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"])
+    assert len({tuple(panel["gridPos"].values()) for panel in board["panels"]}) == len(
+        board["panels"]
+    )

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from fastserve._shared import Table
+from fastserve._shared import BUCKETS_END_AT, Row, Table
 
 TAKE = """
 import sys
@@ -44,6 +44,14 @@ def test_a_row_is_nobodys_again(table: Table) -> None:
 def test_there_are_no_more_rows(table: Table, index: int) -> None:
     with pytest.raises(IndexError):
         table.row(index)
+
+
+def test_nothing_is_counted_in_a_new_row() -> None:
+    row = Row.alone()
+    row.add(Row.alone())
+    assert (row.pid, row.accepted, row.responses) == (0, 0, {})
+    assert row.duration == ([0] * (len(BUCKETS_END_AT) + 1), 0.0)
+    assert list(BUCKETS_END_AT) == sorted(BUCKETS_END_AT)
 
 
 def test_a_row_outlives_its_table() -> None:

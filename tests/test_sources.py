@@ -46,6 +46,8 @@ SPECIAL: dict[str, st.SearchStrategy[Any]] = {
     .map("".join)
     .map("x{}".format),
     "access_log_sample": st.floats(0, 1),
+    "admin_bind": st.builds("{}:{}".format, WORD, st.integers(0, 65535)),
+    "statsd_host": st.builds("unix:{}".format, WORD),
 }
 
 
@@ -150,6 +152,10 @@ BAD = {
     "proxy_headers": "x",
     "user": 5,
     "group": 5,
+    "admin_bind": "fd://5",
+    "statsd_host": "a b:1",
+    "statsd_prefix": "a b",
+    "dogstatsd_tags": "a|b",
 }
 
 

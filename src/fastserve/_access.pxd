@@ -21,6 +21,9 @@ cdef struct Part:
     void* argument                  # bytes: the text, or a field's name
 
 
+cdef int64_t monotonic() noexcept   # microseconds of the monotonic clock
+
+
 cdef class Entry:
     cdef:
         object client               # as in the ASGI scope

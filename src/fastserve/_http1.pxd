@@ -8,6 +8,7 @@ from fastserve._file cimport File
 from fastserve._forwarded cimport Origin, Trust
 from fastserve._headers cimport DateLine, ResponseHead
 from fastserve._parser cimport RequestParser
+from fastserve._shared cimport Row
 from fastserve._transport cimport Protocol, ProtocolFactory, Stage, Transport
 
 cdef enum:
@@ -55,6 +56,7 @@ cdef class Gate:
     cdef bint admit(self, Http1Connection connection, HttpExchange exchange) except -1
     cdef int refuse(self, Http1Connection connection) except -1
     cdef int leave(self, HttpExchange exchange) except -1
+    cdef void _end_waiting(self, HttpExchange exchange) noexcept
 
 
 cdef class Http1Factory(ProtocolFactory):
@@ -64,6 +66,7 @@ cdef class Http1Factory(ProtocolFactory):
         Gate gate                       # None: as many at once as come
         Trust trust                     # None: no peer is believed
         AccessLines access              # None: there is no access log
+        Row row                         # where requests are counted; None: nowhere
         dict scope
         dict asgi
         dict state
@@ -155,6 +158,8 @@ cdef class HttpExchange(Conversation):
         bint accepts_trailers           # the request has TE: trailers
         bint has_trailers               # the response is to have some
         Entry entry                     # for the access line; None: there will be none
+        int status                      # of the response, once its head is written
+        int64_t begun                   # microseconds of the monotonic clock; 0: it is not counted
 
     cdef int leave_gate(self) except -1
     cdef int opened(self, dict scope, bint has_body) except -1
@@ -179,6 +184,7 @@ cdef class HttpExchange(Conversation):
         self, dict message, str key, int64_t left, Py_ssize_t length, bint more_body
     ) except -1
     cdef bint _leaves_too_much(self, bint more_body) noexcept
+    cdef int answered(self, int status) except -1
     cdef int log_access(self) except -1
     cdef int _write_head(self, Py_ssize_t length, bint more_body) except -1
     cdef int _write_body(

@@ -4,6 +4,7 @@ from typing import Any
 from fastserve._access import AccessLines
 from fastserve._conversation import Conversation, Host
 from fastserve._forwarded import Trust
+from fastserve._shared import Row
 from fastserve._transport import ProtocolFactory, Stage
 
 class Upgrade: ...
@@ -27,6 +28,7 @@ class Http1Factory(ProtocolFactory):
         gate: Gate | None = None,
         trust: Trust | None = None,
         access: AccessLines | None = None,
+        row: Row | None = None,
         state: dict[str, Any] | None = None,
         wait_for_shutdown: Callable[[], Coroutine[Any, Any, None]],
         is_shutting_down: Callable[[], bool],

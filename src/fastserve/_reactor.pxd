@@ -60,6 +60,7 @@ cdef class Reactor:
         dict addresses                  # connections of each IP address, where they are counted
         bint holding                    # some listener is held
         Row row                         # what the other processes are shown, or None
+        int64_t next_tick               # when it is due, in microseconds of the monotonic clock
         list spare                      # SendBuffers to use again
         readonly double tick_interval   # seconds
         readonly Py_ssize_t connections
@@ -78,6 +79,8 @@ cdef class Reactor:
     cdef bint _count(self, SocketTransport transport) except -1
     cdef int lose(self, SocketTransport transport) except -1
     cdef void show(self) noexcept
+    cdef void note_lag(self, int64_t ticks) noexcept
+    cdef void count_received(self, Py_ssize_t length) noexcept
     cdef SendBuffer take_buffer(self)
     cdef void give_buffer(self, SendBuffer buffer) noexcept
 

@@ -6,6 +6,7 @@ from fastserve._buffer cimport SendBuffer
 from fastserve._deflate cimport Deflater, DeflatePool, Inflater
 from fastserve._headers cimport ResponseHead
 from fastserve._http1 cimport HttpExchange, Upgrade
+from fastserve._shared cimport Row
 from fastserve._transport cimport Protocol, Transport
 
 cdef enum Opcode:                   # RFC 6455 section 5.2
@@ -91,6 +92,7 @@ cdef class WebSocketConnection(Protocol):
     cdef:
         WebSocketUpgrade upgrade
         WebSocketExchange exchange  # None once it was told of the end
+        Row row                     # where it is counted; None: nowhere
         FrameDecoder decoder
         Deflater deflater           # of its own, where messages refer to those before
         int window_bits             # of what is sent compressed; 0: nothing is

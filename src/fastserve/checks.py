@@ -101,7 +101,7 @@ _TCP_ADDRESS = re.compile(
 )
 
 
-def _parse_bind(text: str) -> Bind:
+def _parse_bind(text: str, default_port: int = DEFAULT_PORT) -> Bind:
     if text.startswith("unix:"):
         path = text.removeprefix("unix:")
         if not path or "\0" in path:
@@ -126,12 +126,11 @@ def _parse_bind(text: str) -> Bind:
         raise ValueError(f"not a host name: {host!r}")
     if match["v6"] is not None and ":" not in host:
         raise ValueError(f"only an IPv6 address stands in brackets, not {host!r}")
-    return Bind("tcp", host=host, port=_parse_port(match["port"], text))
+    port = default_port if match["port"] is None else _parse_port(match["port"], text)
+    return Bind("tcp", host=host, port=port)
 
 
-def _parse_port(digits: str | None, text: str) -> int:
-    if digits is None:
-        return DEFAULT_PORT
+def _parse_port(digits: str, text: str) -> int:
     if not re.fullmatch("[0-9]{1,5}", digits) or int(digits) > 65535:
         raise ValueError(f"the port is a number from 0 to 65535, not {digits!r} (in {text!r})")
     return int(digits)
@@ -372,6 +371,18 @@ class Text(Check):
 
 
 @dataclass(frozen=True, slots=True)
+class MetricText(Check):
+    """A part of a StatsD line, or nothing: no space, and nothing that ends such a part."""
+
+    metavar: str = "TEXT"
+
+    def __call__(self, value: Any) -> str:
+        if not isinstance(value, str) or not re.fullmatch(r"[!-{}~]*", value):
+            raise ValueError(f"printable ASCII without spaces and | expected, not {value!r}")
+        return value
+
+
+@dataclass(frozen=True, slots=True)
 class HeaderField(Check):
     """A field for a response, as `Name: value` (RFC 9110 section 5)."""
 
@@ -557,6 +568,20 @@ class Binds(Check):
                 raise ValueError(f"host:port or unix:path expected, not {address!r}")
             _parse_bind(address)
         return addresses
+
+
+@dataclass(frozen=True, slots=True)
+class Address(Check):
+    """One address, of TCP, UDP or a unix socket."""
+
+    default_port: int = DEFAULT_PORT
+    metavar: str = "ADDRESS"
+
+    def __call__(self, value: Any) -> str:
+        bind = _parse_bind(value, self.default_port) if isinstance(value, str) else None
+        if bind is None or bind.kind not in ("tcp", "unix"):
+            raise ValueError(f"host:port or unix:path expected, not {value!r}")
+        return str(bind)
 
 
 def nearest(word: str, words: Iterable[str], spell: Callable[[str], str] = str) -> str:

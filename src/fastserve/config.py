@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 from fastserve import sources
 from fastserve.checks import (
     DEFAULT_PORT,
+    Address,
     Bind,
     Binds,
     Boolean,
@@ -33,6 +34,7 @@ from fastserve.checks import (
     LineFormat,
     LogLevel,
     Mask,
+    MetricText,
     Path,
     Poller,
     ProxyHeaders,
@@ -74,6 +76,7 @@ __all__ = [
 LARGEST_BODY = 2**62
 
 DEFAULT_BIND = f"127.0.0.1:{DEFAULT_PORT}"
+DEFAULT_STATSD_PORT = 8125
 
 FAREWELL = 2.0
 # What a process that is to end gets beyond the time that its stages take.
@@ -264,6 +267,7 @@ def _uvloop(value: bool, now: str) -> str:
 APPLICATION = "Application"
 LISTENING = "Listening and workers"
 LOGGING = "Logging"
+MONITORING = "Monitoring"
 LIMITS = "Limits"
 TIMES = "Time limits"
 ANSWERS = "Answers"
@@ -847,6 +851,31 @@ class Config:
         aliases=(Alias("logconfig", flag=""),),
     )
 
+    admin_bind: str | None = option(
+        None,
+        MONITORING,
+        Address(),
+        "Answer /live, /ready, /metrics and /workers here: host:port or unix:path. Not for the public.",
+    )
+    statsd_host: str | None = option(
+        None,
+        MONITORING,
+        Address(DEFAULT_STATSD_PORT),
+        "Send metrics to this StatsD server: host:port or unix:path, of datagrams.",
+    )
+    statsd_prefix: str = option(
+        "",
+        MONITORING,
+        MetricText(metavar="PREFIX"),
+        "What the names of these metrics begin with, before fastserve.",
+    )
+    dogstatsd_tags: str = option(
+        "",
+        MONITORING,
+        MetricText(metavar="TAGS"),
+        "What they are tagged with, as DogStatsD has it: name:value, with commas between several.",
+    )
+
     def __post_init__(self) -> None:
         for option in OPTIONS.values():
             # The one moment at which a frozen instance may still be completed.
@@ -880,7 +909,8 @@ class Config:
     @property
     def needs_supervisor(self) -> bool:
         """Whether something is asked for that the one process cannot do alone."""
-        return self.workers != 1 or self.preload or self.reload or self.recycles
+        asked = (self.workers != 1, self.preload, self.reload, self.recycles)
+        return any((*asked, self.admin_bind, self.statsd_host))
 
     @property
     def recycles(self) -> bool:

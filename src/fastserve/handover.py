@@ -34,7 +34,8 @@ class Successor:
         """By the command that has started this one. Raises OSError."""
         ours, theirs = socket.socketpair()
         with theirs:
-            handed = [(each.socket.fileno(), each.bind) for each in sockets.listening]
+            every = [*sockets.listening, *sockets.admin]
+            handed = [(each.socket.fileno(), each.bind) for each in every]
             value = json.dumps({"channel": theirs.fileno(), "listening": handed})
             try:
                 popen = subprocess.Popen(

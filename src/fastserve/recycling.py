@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import random
-import resource
-import sys
 import time
 
 from fastserve.config import Config
+from fastserve.memory import own_resident
 
 __all__ = ["Recycling"]
 
@@ -30,16 +28,6 @@ class Recycling:
             return f"{requests} requests"
         if self._lifetime is not None and time.monotonic() - self._born >= self._lifetime:
             return f"{self._lifetime:g} s"
-        if self._memory is not None and (memory := _resident()) > self._memory:
+        if self._memory is not None and (memory := own_resident()) > self._memory:
             return f"{memory >> 20} MiB of memory"
         return None
-
-
-def _resident() -> int:
-    """The process's memory in bytes; the most it ever was, where nothing else is told."""
-    try:
-        with open("/proc/self/statm", "rb") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return most if sys.platform == "darwin" else most * 1024

@@ -318,6 +318,7 @@ class Server:
                 self.config,
                 lifespan.state,
                 self._access,
+                self._row,
                 trust,
                 notice,
                 # A thread that writes has nothing else that could tell it.
@@ -444,6 +445,7 @@ def _factory(
     config: Config,
     state: dict[str, Any] | None,
     access: AccessLog | None,
+    row: Row | None,
     trust: Trust,
     notice: Event,
     *,
@@ -456,6 +458,7 @@ def _factory(
         gate=_gate(config),
         trust=trust if config.proxy_headers else None,
         access=None if access is None else access.lines,
+        row=row,
         state=state,
         wait_for_shutdown=notice.wait,
         is_shutting_down=lambda: notice.is_set,

@@ -69,7 +69,8 @@ class Listeners:
 
 
 class Sockets(Listeners):
-    """Every address of a configuration, listened on.
+    """Every address of a configuration, listened on; that of the admin listener, if it is asked
+    for, in `admin`.
 
     `handed` are those that are there already; those that are not asked for are closed.
 
@@ -80,8 +81,11 @@ class Sockets(Listeners):
     Raises ListenError, ConfigError.
     """
 
-    def __init__(self, config: Config, handed: Handed | None = None) -> None:
+    def __init__(
+        self, config: Config, handed: Handed | None = None, *, with_admin: bool = False
+    ) -> None:
         super().__init__()
+        self.admin: list[Listening] = []
         self._config = config
         self._handed = handed or {}
         self._promised: dict[str, tuple[int, int]] = {}
@@ -92,9 +96,11 @@ class Sockets(Listeners):
             binds = ("systemd:",)
         try:
             for address in binds:
-                self._listen(parse_bind(address), bool(config.certfile))
+                self.listening += self._listen(parse_bind(address), bool(config.certfile))
             for address in config.insecure_bind:
-                self._listen(parse_bind(address), False)
+                self.listening += self._listen(parse_bind(address), False)
+            if with_admin and config.admin_bind:
+                self.admin += self._listen(parse_bind(config.admin_bind), False)
         except BaseException:
             self.close()
             raise
@@ -112,22 +118,23 @@ class Sockets(Listeners):
         self._paths |= self._promised
 
     def stop_listening(self) -> None:
-        """Close the descriptors of this process."""
+        """Close the descriptors of this process, but for the admin listener's."""
         super().close()
 
     def close(self) -> None:
         super().close()
+        for each in self.admin:
+            each.socket.close()
         for path, made in self._paths.items():
             with contextlib.suppress(OSError):
                 if _identity(path) == made:
                     os.unlink(path)
         self._paths = {}
 
-    def _listen(self, bind: Bind, secure: bool) -> None:
+    def _listen(self, bind: Bind, secure: bool) -> list[Listening]:
+        shared = bind.kind in ("fd", "systemd")
         try:
-            for made in self._open(bind):
-                shared = bind.kind in ("fd", "systemd")
-                self.listening.append(Listening(made, secure, shared, str(bind)))
+            return [Listening(made, secure, shared, str(bind)) for made in self._open(bind)]
         except UnicodeError:
             # Out of getaddrinfo: a label that is empty, or longer than 63 bytes.
             raise ListenError(f"cannot listen on {bind}: not a host name") from None

@@ -22,8 +22,9 @@ import sys
 import threading
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NoReturn
 
 from fastserve import handover, systemd
@@ -32,6 +33,9 @@ from fastserve.channel import Channel
 from fastserve.config import OPTIONS, Config, ConfigError
 from fastserve.errors import ServerError
 from fastserve.log import logger, reopen, set_up
+from fastserve.memory import resident
+from fastserve.metrics import Snapshot, WorkerStatus
+from fastserve.monitoring import Monitoring
 from fastserve.pidfile import pid_file
 from fastserve.sockets import Listeners, Sockets
 from fastserve.watcher import Watcher
@@ -64,6 +68,10 @@ FIXED = (
     "reload_dir",
     "reload_include",
     "reload_exclude",
+    "admin_bind",
+    "statsd_host",
+    "statsd_prefix",
+    "dogstatsd_tags",
 )
 # What a worker must not believe to be its own.
 NOT_INHERITED = ("NOTIFY_SOCKET", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
@@ -109,6 +117,7 @@ class Process:
     row: Row
     state: State = State.STARTING
     deadline: float = math.inf  # when it is killed, unless it has got further by then
+    started_at: float = field(default_factory=time.monotonic)
     ready_at: float = math.inf
     failure: tuple[str, int] | None = None  # what it said, and the exit status that it asks for
 
@@ -124,6 +133,23 @@ class Process:
     @property
     def is_current(self) -> bool:
         return self.state in (State.STARTING, State.SERVING)
+
+    def status(self) -> WorkerStatus:
+        now = time.monotonic()
+        row = self.row
+        return WorkerStatus(
+            worker=row.index,
+            pid=self.pid,
+            state=self.state.name.lower(),
+            generation=self.generation.number,
+            age=round(now - self.started_at, 3),
+            connections=row.connections,
+            websockets=row.websockets,
+            in_flight=row.in_flight,
+            requests=sum(row.responses.values()),
+            memory=resident(self.pid),
+            heartbeat_age=round(max(now - row.beat / 1000, 0), 3) if row.beat else None,
+        )
 
 
 @dataclass
@@ -169,6 +195,8 @@ class Supervisor:
         self._current: Generation | None = None
         self._coming: Generation | None = None
         self._restarts = Restarts()
+        self._replaced = Counter(died=0, failed=0, recycled=0)
+        self._ended_counts = Row.alone()  # of the workers that are no more
         self._replaces_again = ""  # the reason
         self._main_pid: tuple[str, ...] = ()  # which the service manager does not know yet
         self._stopping = False
@@ -177,6 +205,7 @@ class Supervisor:
         self._successor: handover.Successor | None = None
         self._sockets: Sockets
         self._table: Table
+        self._monitoring: Monitoring
         self._stack = contextlib.ExitStack()
         self._selector = selectors.PollSelector()
         self._actions: dict[int, Callable[[int], None]] = {
@@ -202,10 +231,14 @@ class Supervisor:
                 changed = functools.partial(self._files_changed, watcher)
                 self._selector.register(watcher, selectors.EVENT_READ, changed)
             self._selector.register(signals, selectors.EVENT_READ)
-            self._sockets = stack.enter_context(contextlib.closing(Sockets(self._config, handed)))
+            sockets = Sockets(self._config, handed, with_admin=True)
+            self._sockets = stack.enter_context(contextlib.closing(sockets))
             self._table = stack.enter_context(contextlib.closing(Table.create(MOST_PROCESSES)))
+            monitoring = Monitoring(self._config, self._selector, self._snapshot, self._totals)
+            self._monitoring = stack.enter_context(contextlib.closing(monitoring))
             if self._predecessor is None:
                 self._write_pid()
+                self._open_admin()
             stack.callback(self._kill_all)
             self._begin(self._config)
             while self._work_on_it():
@@ -217,16 +250,22 @@ class Supervisor:
         if self._config.pid:
             self._stack.enter_context(pid_file(self._config.pid))
 
+    def _open_admin(self) -> None:
+        for each in self._sockets.admin:
+            logger.info("admin listener on %s", each.url)
+        self._monitoring.listen([each.socket for each in self._sockets.admin])
+
     # What happens.
 
     def _wait(self, signals: socket.socket) -> None:
-        soonest = self._next_turn()
+        soonest = min(self._next_turn(), self._monitoring.due)
         timeout = None if soonest == math.inf else max(soonest - time.monotonic(), 0)
         for key, _ in self._selector.select(timeout):
             if key.data is not None:
                 key.data()
         for number in _received(signals):
             self._actions[number](number)
+        self._monitoring.turn()
         if self._successor is not None and self._successor.popen.poll() is not None:
             self._successor_ended(self._successor)
         for process in list(self._processes):
@@ -249,6 +288,7 @@ class Supervisor:
                 process.failure = (message["failed"], message["status"])
             elif "enough" in message and process.state is State.SERVING:
                 process.state = State.RETIRING
+                self._replaced["recycled"] += 1
                 logger.info("worker %d is replaced after %s", process.pid, message["enough"])
 
     def _ready(self, process: Process) -> None:
@@ -262,6 +302,7 @@ class Supervisor:
         self._unregister(process.channel)
         process.channel.close()
         self._processes.remove(process)
+        self._ended_counts.add(process.row)
         process.row.clear()
         how = process.failure[0] if process.failure else _how(status)
         early = process.state is State.STARTING
@@ -277,6 +318,7 @@ class Supervisor:
                 self._restarts.failed()
             else:
                 self._restarts.succeeded()
+            self._replaced["died"] += 1
             logger.error("worker %d %s; another one takes its place", process.pid, _how(status))
         elif status != 0:
             logger.warning("worker %d, which was to end, %s", process.pid, how)
@@ -289,6 +331,7 @@ class Supervisor:
         else:
             logger.error("a worker cannot be started: %s", how)
             self._restarts.failed()
+            self._replaced["failed"] += 1
             too_many = self._restarts.failures >= MOST_FAILURES and not self._serving()
             if too_many and not self._config.reload:
                 self._give_up(how, exit_status)
@@ -388,6 +431,25 @@ class Supervisor:
         serving = [each for each in self._processes if each.serves]
         return sorted(serving, key=lambda each: each.state is not State.RETIRING)
 
+    # What is to be seen of it.
+
+    def _totals(self) -> Row:
+        """What all workers have counted, those that are no more included."""
+        totals = Row.alone()
+        for row in (self._ended_counts, *(process.row for process in self._processes)):
+            totals.add(row)
+        return totals
+
+    def _snapshot(self) -> Snapshot:
+        is_ready = self._current is not None and self._serving()
+        return Snapshot(
+            state="draining" if self._stopping else "ready" if is_ready else "starting",
+            generation=self._current.number if self._current else 0,
+            restarts=self._replaced,
+            totals=self._totals(),
+            workers=[process.status() for process in self._processes],
+        )
+
     # Processes.
 
     def _start(self, generation: Generation, number: int = 1) -> None:
@@ -464,6 +526,9 @@ class Supervisor:
                 # The others' ends too: a copy of one would keep its channel from ending.
                 for each in (channel, *(process.channel for process in self._processes)):
                     each.close()
+                self._monitoring.abandon()
+                for listening in self._sockets.admin:
+                    listening.socket.close()
                 self._become_worker(generation.config, Channel(theirs), row)
         return pid, functools.partial(_poll, pid)
 
@@ -603,6 +668,7 @@ class Supervisor:
             self._successor = None
             successor.channel.close()
             self._sockets.hand_over()
+            self._monitoring.stop_listening()
             self._drain_all(others_accept=True)
 
     def _successor_ended(self, successor: handover.Successor) -> None:
@@ -619,6 +685,7 @@ class Supervisor:
         if self._predecessor is None:
             return
         self._write_pid()
+        self._open_admin()
         self._sockets.take_over()
         self._main_pid = (f"MAINPID={os.getpid()}",)
         self._predecessor.channel.send(ready=True)
