@@ -13,7 +13,7 @@ Three rules keep applications apart (see docs/design.md):
 """
 
 cimport cython
-from cpython.object cimport PyObject
+from cpython.object cimport PyObject, PyObject_Call
 
 
 cdef extern from "Python.h":
@@ -25,6 +25,7 @@ cdef extern from "Python.h":
         PyObject* iterator, PyObject* value, PyObject** result
     ) except PYGEN_ERROR
     bint PyCoro_CheckExact(object)
+    object PyContext_Copy(object)
     int PyContext_Enter(object) except -1
     int PyContext_Exit(object) except -1
     void PyErr_SetObject(PyObject* kind, PyObject* value) noexcept
@@ -83,6 +84,31 @@ cdef class Host:
         if self.in_flight == 0 and self.on_idle is not None:
             self.on_idle()
         return 0
+
+
+@cython.final
+cdef class TaskStarter:
+    """How a worker runs a call where a task's first step is made at once. In Python each call
+    would have a frame, and a dict of keywords made for it alone."""
+
+    def __init__(self, new_task, set tasks not None, context, **keywords):
+        """`new_task(call, context=..., **keywords)`: gets a copy of `context`. `tasks`: those
+        that have not ended at once are there until they do."""
+        self.new_task = new_task
+        self.tasks = tasks
+        self.context = context
+        self.keywords = {**keywords, "context": None}
+
+    def start(self, ApplicationCall call not None):
+        cdef object task
+        self.keywords["context"] = PyContext_Copy(self.context)
+        try:
+            task = PyObject_Call(self.new_task, (call,), self.keywords)
+        finally:
+            self.keywords["context"] = None     # what an application has set is not to stay
+        if not task.done():
+            self.tasks.add(task)
+            task.add_done_callback(self.tasks.discard)
 
 
 cdef class Conversation:

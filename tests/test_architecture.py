@@ -488,7 +488,8 @@ class TestLoops:
 
     @pytest.mark.parametrize("module", ["worker", "worker_asyncio", "worker_trio"])
     def test_of_asgi_a_worker_knows_two_types(self, module: str) -> None:
-        """It names them where it says what it takes, and never touches them."""
+        """It names them where it says what it takes, and never touches them. (A TaskStarter knows
+        what a task is, and nothing of ASGI.)"""
         tree = ast.parse((PACKAGE / f"{module}.py").read_text())
         names = {
             alias.asname or alias.name
@@ -496,6 +497,7 @@ class TestLoops:
             if isinstance(node, ast.ImportFrom) and node.module == "fastserve._conversation"
             for alias in node.names
         }
+        names.discard("TaskStarter")
         assert names <= {"ApplicationCall", "Conversation"}
         annotations = {
             id(inner)

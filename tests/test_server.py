@@ -960,14 +960,14 @@ def test_an_exception_in_the_server_hits_one_connection(
         from fastserve.worker_trio import TrioWorker as worker_class
     else:
         worker_class = AsyncioWorker
-    spawn = worker_class.spawn
+    spawn = vars(worker_class)["spawn"]
     fail = threading.Event()
 
     def sometimes(self: Any, exchange: Any) -> None:
         if fail.is_set():
             fail.clear()
             raise ArithmeticError("a bug of ours")
-        spawn(self, exchange)
+        spawn.__get__(self)(exchange)  # a method's, or a property's
 
     monkeypatch.setattr(worker_class, "spawn", sometimes)
 

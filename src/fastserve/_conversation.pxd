@@ -35,6 +35,13 @@ cdef class Host:
     cdef int ended(self) except -1
 
 
+cdef class TaskStarter:
+    cdef:
+        object new_task, context
+        set tasks
+        dict keywords
+
+
 cdef class Conversation:
     cdef:
         Host host

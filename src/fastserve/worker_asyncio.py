@@ -9,7 +9,7 @@ import sys
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, ClassVar
 
-from fastserve._conversation import ApplicationCall, Conversation
+from fastserve._conversation import ApplicationCall, Conversation, TaskStarter
 from fastserve._reactor import Reactor
 from fastserve.worker import READABLE, WRITABLE, Worker
 
@@ -46,11 +46,12 @@ class AsyncioWorker(Worker):
 
     if sys.version_info >= (3, 12):
 
-        def spawn(self, call: ApplicationCall) -> None:
-            task = asyncio.Task(call, loop=self.loop, context=self.context.copy(), eager_start=True)
-            if not task.done():
-                self.calls.add(task)
-                task.add_done_callback(self.calls.discard)
+        @property
+        def spawn(self) -> Callable[[ApplicationCall], None]:
+            tasks = TaskStarter(
+                asyncio.Task, self.calls, self.context, loop=self.loop, eager_start=True
+            )
+            return tasks.start
     else:
 
         def spawn(self, call: ApplicationCall) -> None:
