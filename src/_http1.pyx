@@ -119,6 +119,7 @@ cdef class Gate:
                 connection = <Http1Connection>self.line.pop(0)
                 connection.exchange.waits = False
                 connection.exchange.admitted = True
+                connection.deadline = 0     # it was that of the waiting
                 self.running += 1
                 connection.transport.call_soon()
         return 0
@@ -774,38 +775,58 @@ cdef class HttpExchange(Conversation):
         return 0
 
     def finished(self, error):
-        if error is not None and not is_disconnect(error):
-            self.host.report(error)
-        if self.progress < LEAVING and not self.lost:
-            # Once the client has left, to stop is what an application is to do.
-            if error is None and not self.disconnected:
-                self.host.report(
-                    RuntimeError("the application returned without a complete response")
-                )
-            if self.disconnected and self.factory.stage == END_ALL:
-                self.connection.refuse(503, SHUTTING_DOWN)
-            else:
-                self.connection.refuse(500, "Internal Server Error")
-        self.leave_gate()
-        self.host.ended()
+        try:
+            self.conclude(error)
+        finally:
+            self.leave_gate()
+            self.host.ended()
 
     def cancelled(self):
-        if self.progress < LEAVING and not self.lost:
-            self.connection.refuse(503, SHUTTING_DOWN)
-        self.leave_gate()
-        self.host.ended()
+        try:
+            self.cut_short()
+        finally:
+            self.leave_gate()
+            self.host.ended()
+
+    cdef int conclude(self, object error) except -1:
+        """Report `error`, or that something is missing, and end what was to be answered."""
+        if error is not None:
+            if not is_disconnect(error):
+                self.host.report(error)
+        elif not (self.is_over() or self.disconnected):
+            # Once the client has left, to stop is what an application is to do.
+            self.host.report(RuntimeError("the application returned without a complete response"))
+        if self.is_over():
+            return 0
+        if self.disconnected and self.factory.stage == END_ALL:
+            return self.connection.refuse(503, SHUTTING_DOWN)
+        return self.connection.refuse(500, "Internal Server Error")
+
+    cdef int cut_short(self) except -1:
+        """End what was to be answered, since the server ends."""
+        return 0 if self.is_over() else self.connection.refuse(503, SHUTTING_DOWN)
+
+    cdef bint is_over(self) noexcept:
+        """Whether nothing of the response can be sent any more. To be asked again after each
+        message's values were looked at: where they are objects of the application's own, its code
+        runs, and may have sent the rest, or met the end of the connection."""
+        return self.lost or self.progress >= LEAVING
+
+    cdef object when_over(self):
+        """What `send()` returns then."""
+        if self.lost or self.progress == ABANDONED:
+            return self.after_disconnect()
+        return self.done(0)
 
     def send(self, message):
         cdef object kind
         if not isinstance(message, dict):
             raise TypeError(f"send() takes a dict, not {type(message).__name__}")
-        if self.lost or self.progress == ABANDONED:
-            return self.after_disconnect()
         kind = get(<dict>message, TYPE, None)
-        if self.progress >= LEAVING:
-            if kind == TRAILERS:
+        if self.is_over():
+            if kind == TRAILERS and not self.lost and self.progress != ABANDONED:
                 _trailers(<dict>message)        # to nobody, but they must be right
-            return self.done(0)
+            return self.when_over()
         if kind == RESPONSE_BODY:
             return self.send_body(<dict>message)
         if kind == RESPONSE_START:
@@ -821,27 +842,33 @@ cdef class HttpExchange(Conversation):
         raise ValueError(f"send(): type {kind!r:.100} is not a message of an HTTP response")
 
     cdef object start(self, str kind, dict message):
-        cdef ResponseHead head
+        cdef ResponseHead head = ResponseHead.__new__(ResponseHead)
         cdef object fields = get(message, "headers", NO_HEADERS)
-        if self.progress != NOT_STARTED:
-            raise RuntimeError(f"{kind} was sent already")
-        if self.entry is not None:
-            fields = self.entry.keep_answered(fields)
-        head = ResponseHead.__new__(ResponseHead)
-        head.start(kind, get(message, "status", None), fields)
-        self.head = head
+        cdef bint has_trailers = False
+        self._check_unstarted(kind)
         # With headers and two more keys, these are all found; else it is worth a look.
         if PyDict_GET_SIZE(<PyObject*>message) > 3 or fields is NO_HEADERS:
-            self.has_trailers = get(message, "trailers", False)
+            has_trailers = get(message, "trailers", False)
+        if self.entry is not None:
+            fields = self.entry.keep_answered(fields)
+        head.start(kind, get(message, "status", None), fields)
+        if self.is_over():
+            return self.when_over()
+        self._check_unstarted(kind)
+        self.head = head
+        self.has_trailers = has_trailers
         self.progress = HEAD_KEPT
         return self.done(0)
+
+    cdef int _check_unstarted(self, str kind) except -1:
+        if self.progress != NOT_STARTED:
+            raise RuntimeError(f"{kind} was sent already")
+        return 0
 
     cdef object send_body(self, dict message):
         cdef object given = get(message, BODY, b"")
         cdef bint more_body = get(message, MORE_BODY, False)
         cdef bytes body
-        if self.progress != HEAD_KEPT and self.progress != HEAD_WRITTEN:
-            self._refuse_body(message[TYPE])
         if isinstance(given, bytes):
             body = <bytes>given
         elif isinstance(given, (bytearray, memoryview)):
@@ -922,16 +949,19 @@ cdef class HttpExchange(Conversation):
     ):
         """Send so much of the body, which `key` of `message` gave: `body`, or the piece of
         `file` from `start` on."""
-        cdef Http1Connection connection = self.connection
-        cdef Transport transport = connection.transport
+        cdef Transport transport
+        if self.is_over():
+            return self.when_over()
+        if self.progress != HEAD_KEPT and self.progress != HEAD_WRITTEN:
+            self._refuse_body(message[TYPE])
+        transport = self.connection.transport
         if self.progress == HEAD_KEPT:
             self._check_length(message, key, self.head.content_length, length, more_body)
             self._write_head(length, more_body)
         elif self.framing == FRAMING_LENGTH:
             self._check_length(message, key, self.length_left, length, more_body)
         self._write_body(body, file, start, length, more_body)
-        if not connection.parsing or transport.output().pending > COLLECT:
-            transport.flush()
+        self._flush()
         if not more_body and self.progress != BODY_WRITTEN:
             if file is not None and transport.choked and not self.lost:
                 # What is in the file is not ours yet: it may be changed or cut short.
@@ -950,35 +980,46 @@ cdef class HttpExchange(Conversation):
         return self.done(length)
 
     cdef object _send_early_hint(self, dict message):
-        cdef Transport transport = self.connection.transport
         cdef ResponseHead head = ResponseHead.__new__(ResponseHead)
+        cdef int count = head.early_hint(get(message, "links", None))
+        if self.is_over():
+            return self.when_over()
         if self.progress >= HEAD_WRITTEN:
             raise RuntimeError(f"{EARLY_HINT} was sent after the response had begun")
         # A client of HTTP/1.0 knows no interim responses (RFC 9110 section 15.2).
-        if head.early_hint(get(message, "links", None)) == 0 or self.is_http10:
+        if count == 0 or self.is_http10:
             return self.done(0)
-        head.append_to(transport.output())
-        if not self.connection.parsing or transport.output().pending > COLLECT:
-            transport.flush()
+        head.append_to(self.connection.transport.output())
+        self._flush()
         return self._sent(0)
 
     cdef object _send_trailers(self, dict message):
-        cdef Transport transport = self.connection.transport
         cdef ResponseHead lines = _trailers(message)
+        cdef bint more_trailers = get(message, "more_trailers", False)
+        cdef SendBuffer out
+        if self.is_over():
+            return self.when_over()
         if not self.has_trailers:
             raise RuntimeError(f"{TRAILERS} was sent, but {RESPONSE_START} had no trailers")
         if self.progress != BODY_WRITTEN:
             raise RuntimeError(f"{TRAILERS} was sent before the end of the body")
-        lines.append_to(transport.output())
-        if not get(message, "more_trailers", False):
-            transport.output().append(b"\r\n", 2)
-            if not self.connection.parsing:
-                transport.flush()
-            self._complete()
-            return self.done(0)
+        out = self.connection.transport.output()
+        lines.append_to(out)
+        if not more_trailers:
+            out.append(b"\r\n", 2)
+        self._flush()
+        if more_trailers:
+            return self._sent(0)
+        self._complete()
+        return self.done(0)
+
+    cdef int _flush(self) except -1:
+        """Hand over what was appended, unless it leaves with what the batch's others send."""
+        # A reference of our own: connection_lost, which this may bring about, drops the other.
+        cdef Transport transport = self.connection.transport
         if not self.connection.parsing or transport.output().pending > COLLECT:
-            transport.flush()
-        return self._sent(0)
+            return transport.flush()
+        return 0
 
     cdef int _refuse_body(self, str kind) except -1:
         """Raise what says why this message may not come now."""

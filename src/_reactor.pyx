@@ -340,7 +340,7 @@ cdef class Reactor:
     Resource handling: owns the sockets that it accepts, and its own descriptors; not
     the listening sockets, which are only no longer watched after `stop_accepting()`.
     Error handling: `poll`, `ready` and `tick` let no exception out; what goes wrong on
-    a connection goes to `report(exception)` and ends that connection.
+    a connection goes to `report(exception)`, which raises nothing, and ends that connection.
     """
 
     def __cinit__(
@@ -484,13 +484,18 @@ cdef class Reactor:
     def close(self):
         """Cut what is left, and give up the descriptors."""
         cdef SocketTransport transport
-        for transport in self._transports():
-            if transport.lingering:
-                # It has its last answer and our FIN, which a reset could still destroy.
-                transport._close_socket()
-            else:
-                transport.abort()
-        self.poller.close()
+        try:
+            for transport in self._transports():
+                try:
+                    if transport.lingering:
+                        # It has its last answer and our FIN, which a reset could still destroy.
+                        transport._close_socket()
+                    else:
+                        transport.abort()
+                except BaseException as error:
+                    self.report(error)
+        finally:
+            self.poller.close()
 
     def _transports(self):
         cdef int slot
@@ -701,20 +706,21 @@ cdef class Listener:
         """Whether there may be more."""
         cdef sockaddr_storage address
         cdef socklen_t length
-        cdef int fd
+        cdef int fd, error
         for _ in range(ACCEPT_BATCH):
             if 0 < self.reactor.max_connections <= self.reactor.connections:
                 self.hold()
                 return False
             length = sizeof(address)
             fd = fs_accept(self.fd, <sockaddr*>&address, &length)
+            error = errno       # before anything else that may set it
             if fd >= 0:
                 self.reactor.adopt(fd, self, _address(&address))
-            elif errno == EAGAIN:
+            elif error == EAGAIN:
                 self.complained = False
                 return False
-            elif errno not in _ended_early:
-                self.pause(errno)
+            elif error not in _ended_early:
+                self.pause(error)
                 return False
         return True
 

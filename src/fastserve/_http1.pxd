@@ -157,6 +157,12 @@ cdef class HttpExchange(Conversation):
         Entry entry                     # for the access line; None: there will be none
 
     cdef int leave_gate(self) except -1
+    cdef int conclude(self, object error) except -1
+    cdef int cut_short(self) except -1
+    cdef bint is_over(self) noexcept
+    cdef object when_over(self)
+    cdef int _check_unstarted(self, str kind) except -1
+    cdef int _flush(self) except -1
     cdef int opened(self, dict scope, bint has_body) except -1
     cdef int body_arrived(self, const char* data, Py_ssize_t length) except -1
     cdef int disconnect(self, bint lost) except -1

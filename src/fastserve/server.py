@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import sys
+import traceback
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
@@ -545,11 +546,19 @@ def _tick_interval(config: Config) -> float:
 
 
 def _report_application(error: BaseException) -> None:
-    logger.error("exception in the application", exc_info=error)
+    _report(error, "exception in the application")
 
 
 def _report_reactor(error: BaseException) -> None:
-    if isinstance(error, OSError):
-        logger.error("%s", error)  # the system's trouble: the message says it all
-    else:
-        logger.error("exception in the server", exc_info=error)
+    # The system's trouble says it all by its message.
+    _report(error, "" if isinstance(error, OSError) else "exception in the server")
+
+
+def _report(error: BaseException, message: str) -> None:
+    """`message` with the error's traceback, or the error's own message alone. The filters and
+    handlers are the program's: what one of them raises must not undo the end of a request."""
+    try:
+        logger.error("%s", message or error, exc_info=error if message else None)
+    except Exception:
+        traceback.print_exception(error)
+        traceback.print_exc()
