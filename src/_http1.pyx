@@ -314,7 +314,8 @@ cdef class Http1Connection(Protocol):
         if self.discarding:
             return self._close(True)
         if self.phase == PHASE_FIRST or self.phase == PHASE_IDLE:
-            return self._close(False)
+            # A request may be on its way: it must not meet a reset.
+            return self._close(self.phase == PHASE_IDLE)
         if self.phase == PHASE_WAITING:
             return self.factory.gate.refuse(self)
         return self.refuse(408, "The request did not arrive in time.")
