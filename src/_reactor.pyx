@@ -350,6 +350,7 @@ cdef class Reactor:
         str poller,
         double tick_interval,
         double write_timeout,
+        int64_t write_min_rate=0,
         report,
         Py_ssize_t max_connections=0,
         Py_ssize_t max_per_address=0,
@@ -357,12 +358,13 @@ cdef class Reactor:
     ):
         """`worker`: see fastserve.worker.Worker. `poller`: "epoll" or "loop".
         `tick_interval`: how often deadlines are checked, in seconds. `write_timeout`:
-        seconds after which a peer that takes nothing is given up. `max_connections`: above
-        it new ones wait to be accepted; `max_per_address`: more of one IP address are closed
+        seconds in which a peer that is written to has to take something, and no less than
+        `write_min_rate` bytes a second. `max_connections`: above it new ones wait to be accepted; `max_per_address`: more of one IP address are closed
         at once; 0: any number. `row`: this process's, in the table of the workers."""
         self.worker = worker
         self.report = report
         self.write_timeout = <int64_t>(1000 * write_timeout)
+        self.write_least = max(1, <int64_t>(write_min_rate * write_timeout))
         self.max_connections = max_connections
         self.max_per_address = max_per_address
         self.row = row
@@ -882,7 +884,6 @@ cdef class SocketTransport(Transport):
         cdef Protocol protocol
         cdef Py_ssize_t sent, from_files = 0
         cdef int pieces, flags
-        cdef bint progress = False
         while out.pending:
             pieces = out.gather(vector, GATHER_MAX)
             # Up to a file, whose beginning may then leave in the same segment.
@@ -907,7 +908,7 @@ cdef class SocketTransport(Transport):
                 if errno == EAGAIN or errno == ENOBUFS:
                     break
                 return self._close_socket()
-            progress = True
+            self.taken += sent
             out.consume(sent)
         if out.pending == 0:
             self.out = None
@@ -919,7 +920,9 @@ cdef class SocketTransport(Transport):
             if self.closing:
                 return self._finish_close()
         else:
-            if progress or not self.blocked:
+            # Each byte in turn would let a peer keep its answer here for years.
+            if not self.blocked or self.taken >= self.reactor.write_least:
+                self.taken = 0
                 self.deadline = fs_monotonic_ms() + self.reactor.write_timeout
             self.blocked = True
             self._update_interest()

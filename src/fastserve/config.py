@@ -520,13 +520,14 @@ class Config:
         240,
         TIMES,
         Size(0, 2**31 - 1),
-        "Bytes per second that a request body must reach on average; 0 is any.",
+        "Bytes per second at which a request body must come on average, and an answer be taken in"
+        " each --write-timeout; 0 is any.",
     )
     write_timeout: float = option(
         60.0,
         TIMES,
         Seconds(),
-        "For a client that takes no byte of its answer.",
+        "For a client to take more of its answer, at --body-min-rate.",
     )
     keep_alive_timeout: float = option(
         75.0,

@@ -305,6 +305,7 @@ class Server:
                 poller=self.config.poller,
                 tick_interval=_tick_interval(self.config),
                 write_timeout=self.config.write_timeout,
+                write_min_rate=self.config.body_min_rate,
                 report=_report_reactor,
                 max_connections=self.config.max_connections or 0,
                 max_per_address=self.config.max_connections_per_address or 0,
