@@ -49,6 +49,9 @@ __all__ = [
     "worker_class_of",
 ]
 
+# What returns when a server is to stop.
+Trigger = Callable[[], Awaitable[object]]
+
 # For lifespan shutdown, and for cancelled applications, once nobody wants to wait.
 HURRY = 5.0
 # Between two looks at what this process has done, and what memory it has.
@@ -62,7 +65,7 @@ async def serve(
     application: object | str | None = None,
     config: Config | None = None,
     *,
-    shutdown_trigger: Callable[[], Awaitable[object]] | None = None,
+    shutdown_trigger: Trigger | None = None,
     **options: Any,
 ) -> None:
     """Serve inside a running asyncio, uvloop or trio program, until `shutdown_trigger()`
@@ -73,9 +76,7 @@ async def serve(
     server = Server(load(target_of(application, config), config), config)
     with server.opened(), opened_sockets(config) as sockets:
         async with find(_running_loop())() as worker:
-            if shutdown_trigger is not None:
-                worker.start(server.stop_after, shutdown_trigger)
-            await server.serve(worker, sockets)
+            await server.serve(worker, sockets, shutdown_trigger)
     if server.error is not None:
         raise server.error
 
@@ -259,7 +260,7 @@ class Server:
             self._lifespan.interrupt()
         self._over.set()
 
-    async def stop_after(self, trigger: Callable[[], Awaitable[object]]) -> None:
+    async def _stop_after(self, trigger: Trigger) -> None:
         try:
             await trigger()
         except Exception as error:
@@ -267,11 +268,16 @@ class Server:
         finally:
             self._stop.set()
 
-    async def serve(self, worker: Worker, sockets: Listeners) -> None:
-        """Start up, serve, drain, shut down. What went wrong at start-up is in `error`."""
+    async def serve(
+        self, worker: Worker, sockets: Listeners, trigger: Trigger | None = None
+    ) -> None:
+        """Start up, serve, drain, shut down. What went wrong at start-up is in `error`. When
+        `trigger()` returns, it is as if `stop()` was called."""
         self._sockets = sockets
         self._stop = Event(worker)
         self._over = Event(worker)
+        if trigger is not None:
+            worker.start(self._stop_after, trigger)
         worker.threads.limit = self.config.wsgi_threads
         lifespan = self._lifespan = Lifespan(self.application, worker, self.config)
         try:
