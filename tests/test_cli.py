@@ -464,6 +464,15 @@ def test_a_secret_is_not_shown(
     assert re.search("^# root_path is set, and not shown +# --root-path$", shown, re.MULTILINE)
 
 
+def test_what_cannot_be_written_is_shown_somehow() -> None:
+    """A path that is not UTF-8, and a terminal that takes nothing else."""
+    path = os.fsdecode(b"/run/\xff.pid")
+    env = {"PYTHONIOENCODING": "utf-8:strict"}
+    done = fastserve_process("--print-config", "--pid", path, env=env)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert 'pid = "/run/\\udcff.pid"' in done.stdout
+
+
 def test_both_questions(
     server: FakeServer, app_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -19,7 +19,6 @@ import anyio
 import pytest
 from conftest import (
     PATIENCE,
-    Client,
     Response,
     Running,
     Serve,

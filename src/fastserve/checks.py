@@ -159,10 +159,9 @@ class Whole(Check):
     metavar: str = "N"
 
     def __call__(self, value: Any) -> int:
-        try:
-            number = int(value) if isinstance(value, str) else value
-        except ValueError:
-            number = None
+        # What int() takes besides is not what anybody means: spaces, "1_0", other digits.
+        is_text = isinstance(value, str) and re.fullmatch("-?[0-9]{1,20}", value)
+        number = int(value) if is_text else value
         # bool is an int to Python, never to whoever wrote `backlog=True`.
         if (
             isinstance(number, bool)
@@ -224,6 +223,7 @@ class Seconds(Check):
     text may end in a unit."""
 
     may_be_off: bool = False
+    most: float = LONGEST_SECONDS
     metavar: str = "TIME"
 
     def __call__(self, value: Any) -> float:
@@ -237,9 +237,9 @@ class Seconds(Check):
             seconds = math.nan
         if self.may_be_off and seconds == 0:
             return 0.0
-        if not SHORTEST_SECONDS <= seconds <= LONGEST_SECONDS:  # false for nan too
+        if not SHORTEST_SECONDS <= seconds <= self.most:  # false for nan too
             raise ValueError(
-                f"seconds from {SHORTEST_SECONDS:g} to {LONGEST_SECONDS:g} expected, or a time"
+                f"seconds from {SHORTEST_SECONDS:g} to {self.most:.9g} expected, or a time"
                 f" like 500ms, 30s, 5m, 2h or 1d, not {value!r}"
             )
         return seconds
@@ -257,7 +257,8 @@ class Share(Check):
 
     def __call__(self, value: Any) -> float:
         try:
-            share = math.nan if isinstance(value, bool) else float(value)
+            # Not "0_1", which float() takes too.
+            share = math.nan if isinstance(value, bool) or "_" in str(value) else float(value)
         except (TypeError, ValueError, OverflowError):
             share = math.nan
         if not 0 <= share <= 1:

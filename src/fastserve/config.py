@@ -288,7 +288,8 @@ class Config:
         1,
         LISTENING,
         Workers(),
-        "How many processes serve; auto is one for each core that they may use.",
+        "How many processes serve; auto is one for each core that they may use, by affinity and by"
+        " the quota of their control group.",
         short="-w",
     )
     preload: bool = option(
@@ -347,7 +348,7 @@ class Config:
     max_lifetime: float | None = option(
         None,
         LISTENING,
-        Seconds(),
+        Seconds(most=366 * 86_400.0),
         "Replace a worker that is so old; never unless given.",
     )
     max_rss: int | None = option(
