@@ -143,6 +143,7 @@ cdef class Http1Factory(ProtocolFactory):
         bytes server_header=b"fastserve",
         bint date_header=True,
         fields=(),
+        names=(),
         bint raise_on_disconnect=False,
         Py_ssize_t limit_request_line=8190,
         Py_ssize_t limit_request_fields=100,
@@ -151,15 +152,18 @@ cdef class Http1Factory(ProtocolFactory):
         double header_timeout=30,
         double body_timeout=60,
         double keep_alive_timeout=75,
+        int64_t keep_alive_requests=0,
         int64_t body_min_rate=240,
     ):
         """`upgrade`: the other protocol that a request may ask for. `gate`: how many may run
         at once. `trust`: which peers are believed about where a request comes from; None:
         none. `access`: where each exchange has its line; None: there is no access log.
         `state`: the lifespan's, copied for each request; None where the application has no
-        lifespan. `fields`: pairs of bytes, for every response. `wait_for_shutdown()`,
-        `is_shutting_down()`: what applications have as `fastserve.shutdown`. Timeouts are in
-        seconds, `body_min_rate` in bytes a second (0: any), limits in bytes."""
+        lifespan. `fields`: pairs of bytes, for every response. `names`: in lower case, of the
+        hosts that are served (none: any). `wait_for_shutdown()`, `is_shutting_down()`: what
+        applications have as `fastserve.shutdown`. Timeouts are in seconds, `keep_alive_requests`
+        is how many a connection may have (0: any), `body_min_rate` in bytes a second (0: any),
+        limits in bytes."""
         self.host = host
         self.upgrade = upgrade
         self.gate = gate
@@ -172,6 +176,7 @@ cdef class Http1Factory(ProtocolFactory):
         self.server_line = b"server: " + server_header + b"\r\n" if server_header else b""
         self.date = DateLine() if date_header else None
         self.field_lines = b"".join([b"%b: %b\r\n" % field for field in fields])
+        self.names = frozenset([name.encode("ascii") for name in names])
         self.raise_on_disconnect = raise_on_disconnect
         self.limit_line = limit_request_line
         self.limit_fields = limit_request_fields
@@ -180,6 +185,7 @@ cdef class Http1Factory(ProtocolFactory):
         self.header_timeout = <int64_t>(1000 * header_timeout)
         self.body_timeout = <int64_t>(1000 * body_timeout)
         self.keep_alive_timeout = <int64_t>(1000 * keep_alive_timeout)
+        self.keep_alive_requests = keep_alive_requests
         self.body_min_rate = body_min_rate
         # From 2.4 on a framework relies on send() raising: with a silent send() its
         # stream to a client that has left would never end.
@@ -432,7 +438,8 @@ cdef class Http1Connection(Protocol):
         exchange.factory = factory
         exchange.host = factory.host
         exchange.scope = scope
-        exchange.keep_alive = parser.keep_alive
+        self.requests += 1
+        exchange.keep_alive = parser.keep_alive and self.requests != factory.keep_alive_requests
         exchange.owes_continue = parser.expect_continue
         exchange.is_http10 = parser.minor_version == 0
         exchange.accepts_trailers = parser.accepts_trailers and not upgrades
@@ -468,7 +475,9 @@ cdef class Http1Connection(Protocol):
         self.phase = PHASE_APPLICATION
         self.deadline = 0           # the head's; `_settle` sets the next one
         self.body_received = 0
-        if 0 <= factory.limit_body < parser.content_length:
+        if factory.names and _host_of(scope["headers"]) not in factory.names:
+            self.refuse(421, "This host is not served here.")
+        elif 0 <= factory.limit_body < parser.content_length:
             self.refuse(413, "The request body is too large.")
         elif upgrades:
             exchange.opened(scope, parser.chunked or parser.content_length > 0)
@@ -748,6 +757,17 @@ cdef int64_t _size(str key, object given) except -1:
     if not 0 <= given <= INT64_MAX:
         raise ValueError(f"{ZEROCOPYSEND}: {key} is {given}, which is no number of bytes")
     return given
+
+
+cdef bytes _host_of(list headers):
+    """The name in the Host field, without a port, in lower case; None if there is none."""
+    cdef Py_ssize_t line = line_of_host(headers)
+    cdef bytes host
+    if line < 0:
+        return None
+    host = (<bytes>headers[line][1]).lower()
+    name, colon, port = host.rpartition(b":")
+    return name if colon and b"]" not in port else host
 
 
 cdef str _below(str root_path, str path):

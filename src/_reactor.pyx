@@ -359,8 +359,9 @@ cdef class Reactor:
         """`worker`: see fastserve.worker.Worker. `poller`: "epoll" or "loop".
         `tick_interval`: how often deadlines are checked, in seconds. `write_timeout`:
         seconds in which a peer that is written to has to take something, and no less than
-        `write_min_rate` bytes a second. `max_connections`: above it new ones wait to be accepted; `max_per_address`: more of one IP address are closed
-        at once; 0: any number. `row`: this process's, in the table of the workers."""
+        `write_min_rate` bytes a second. `max_connections`: above it new ones wait to be
+        accepted; `max_per_address`: more of one IP address are closed at once; 0: any number.
+        `row`: this process's, in the table of the workers."""
         self.worker = worker
         self.report = report
         self.write_timeout = <int64_t>(1000 * write_timeout)

@@ -176,6 +176,14 @@ def test_bind_wants_addresses(value: object) -> None:
         Config.from_options(bind=value)
 
 
+def test_names_of_hosts() -> None:
+    config = Config.from_options(server_name=["A.example", "[2001:DB8::1]", "127.0.0.1", "a_b"])
+    assert config.server_name == ("a.example", "[2001:db8::1]", "127.0.0.1", "a_b")
+    for bad in ("", "a:80", "::1", "a b", "é.example", "*.a", "a/b", [5]):
+        with pytest.raises(ConfigError, match="^--server-name: a host name or address without"):
+            Config.from_options(server_name=bad)
+
+
 WHOLE = [
     ("backlog", 1, 65535),
     ("limit_request_fields", 1, 10_000),

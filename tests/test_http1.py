@@ -24,6 +24,7 @@ from conftest import (
     Response,
     Running,
     Serve,
+    handshake,
     hello,
     push,
     read_body,
@@ -127,6 +128,62 @@ def test_persistence(serve: Serve) -> None:
                 assert client.read_response().body == b"Hello, world!", message
             else:
                 assert client.is_closed_by_peer(), message
+    assert server.errors == []
+
+
+def test_a_connection_has_so_many_requests(serve: Serve) -> None:
+    server = serve(hello, keep_alive_max_requests=3)
+    with server.connect() as client:
+        assert [client.get().field(b"connection") for _ in range(3)] == [None, None, b"close"]
+        assert client.is_closed_by_peer()
+    with server.connect() as client:
+        client.sendall(request("GET", "/") * 4)
+        assert client.read_to_end().count(b"200 OK") == 3
+    assert server.errors == []
+
+
+SERVED = ["a.example", "A.EXAMPLE", "a.example:8000", "[::1]", "[::1]:80", "127.0.0.1:1"]
+NOT_SERVED = [
+    "example",
+    "b.a.example",
+    "a.example.b",
+    "a.example.",
+    "[::2]",
+    "::1",
+    "127.0.0.2",
+    "",
+]
+
+
+def test_other_hosts_are_not_served(serve: Serve) -> None:
+    server = serve(
+        hello,
+        server_name=["A.example", "[::1]", "127.0.0.1"],
+        proxy_headers="for,proto,host",
+        forwarded_allow_ips="127.0.0.1",
+    )
+
+    def status(*head: str) -> int:
+        with server.connect() as client:
+            client.sendall(lines(*head))
+            return client.read_response().status
+
+    for host in SERVED:
+        assert status("GET / HTTP/1.1", f"Host: {host}") == 200, host
+    for host in NOT_SERVED:
+        expected = 400 if host == "::1" else 421
+        assert status("GET / HTTP/1.1", f"Host: {host}") == expected, host
+    assert status("GET / HTTP/1.0") == 421
+    # The target's own authority is what counts (RFC 9112 section 3.2.2).
+    assert status("GET http://a.example/ HTTP/1.1", "Host: b.example") == 200
+    assert status("GET http://b.example/ HTTP/1.1", "Host: a.example") == 421
+    # And what a trusted proxy was asked for.
+    assert status("GET / HTTP/1.1", "Host: x", "X-Forwarded-Host: a.example") == 200
+    assert status("GET / HTTP/1.1", "Host: a.example", "X-Forwarded-Host: x") == 421
+    with server.connect() as client:
+        client.sendall(handshake())
+        assert client.read_response().status == 421
+        assert client.is_closed_by_peer()
     assert server.errors == []
 
 

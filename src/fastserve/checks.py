@@ -29,6 +29,7 @@ __all__ = [
     "Choice",
     "ConfigError",
     "HeaderField",
+    "HostName",
     "LineFormat",
     "LogLevel",
     "Mask",
@@ -395,6 +396,24 @@ _FIELD = re.compile(
 _FRAMING = frozenset(
     "connection content-length date keep-alive te trailer transfer-encoding upgrade".split()
 )
+
+
+@dataclass(frozen=True, slots=True)
+class HostName(Check):
+    """A host as the Host field has it (RFC 9110 section 7.2), but for the port."""
+
+    metavar: str = "NAME"
+
+    def __call__(self, value: Any) -> str:
+        if not isinstance(value, str) or not _HOST_NAME.fullmatch(value):
+            raise ValueError(
+                "a host name or address without a port expected, an IPv6 address in brackets,"
+                f" not {value!r}"
+            )
+        return value.lower()
+
+
+_HOST_NAME = re.compile(r"[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\]")
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ from fastserve.checks import (
     Choice,
     ConfigError,
     HeaderField,
+    HostName,
     LineFormat,
     LogLevel,
     Mask,
@@ -381,6 +382,15 @@ class Config:
         "Where to listen without TLS, beside addresses with it. May be repeated.",
         repeatable=True,
     )
+    server_name: tuple[str, ...] = option(
+        (),
+        LISTENING,
+        Several(HostName()),
+        "A host that is served, by its name in the Host field; others get 421. Any unless given."
+        " May be repeated.",
+        aliases=(Alias("server_names", flag=""),),
+        repeatable=True,
+    )
     umask: str = option(
         "177",
         LISTENING,
@@ -568,6 +578,12 @@ class Config:
         "The longest request body, else 413; any length unless given.",
     )
 
+    keep_alive_max_requests: int | None = option(
+        None,
+        LIMITS,
+        Whole(1, 2**31 - 1),
+        "The most requests on one connection, which then ends. Any number unless given.",
+    )
     limit_concurrency: int | None = option(
         None,
         LIMITS,
@@ -942,6 +958,13 @@ IGNORED: Mapping[str, Ignored] = MappingProxyType(
         "ws": Ignored("WebSockets are always served, by one implementation", has_value=True),
         "reset_contextvars": Ignored("each request has a fresh context anyway"),
         "daemon": Ignored("the process stays in the foreground"),
+        "reload_delay": Ignored("a change is told by the system, not looked for", has_value=True),
+        "max_app_queue_size": Ignored(
+            "what an application has not taken is bounded in bytes", has_value=True
+        ),
+        "h11_pass_raw_headers": Ignored(
+            "header names are in lower case, as ASGI has them", has_value=True
+        ),
     }
 )
 
@@ -961,7 +984,10 @@ REFUSED: Mapping[str, str] = MappingProxyType(
         "read_timeout": "see header_timeout and body_timeout, which are for a whole head"
         " and for each read of a body",
         "ssl_version": "see tls_min_version, the oldest version that is spoken",
+        "verify_flags": "clients' certificates are checked without revocation lists,"
+        " as Python's ssl does unless told otherwise",
         "access_logger": "see access_logfile and access_logformat",
+        "logger_class": "see error_logfile, or give the logger 'fastserve' handlers of your own",
         "logconfig_dict": "call logging.config.dictConfig before: the handlers that are there stay",
         "error_logger": "see error_logfile, or give the logger 'fastserve' handlers of your own",
     }

@@ -471,6 +471,7 @@ def _factory(
         server_header=server,
         date_header=config.include_date_header,
         fields=fields,
+        names=config.server_name,
         raise_on_disconnect=raises,
         limit_request_line=config.limit_request_line,
         limit_request_fields=config.limit_request_fields,
@@ -479,6 +480,7 @@ def _factory(
         header_timeout=config.header_timeout,
         body_timeout=config.body_timeout,
         keep_alive_timeout=config.keep_alive_timeout,
+        keep_alive_requests=config.keep_alive_max_requests or 0,
         body_min_rate=config.body_min_rate,
     )
 
