@@ -52,7 +52,7 @@ cdef class Host:
 
     def __init__(self, application, worker, *, report):
         """`application`: an ASGI 3 callable. `worker`: see fastserve.worker.Worker.
-        `report(exception)`: called with what an application raised."""
+        `report(exception)`: called with what an application raised; raises nothing."""
         self.application = application
         self.spawn = worker.spawn
         self.raised = worker.raised

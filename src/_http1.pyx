@@ -124,6 +124,7 @@ cdef class Gate:
                 connection = <Http1Connection>self.line.pop(0)
                 self._end_waiting(connection.exchange)
                 connection.exchange.admitted = True
+                connection.deadline = 0     # it was that of the waiting
                 self.running += 1
                 connection.transport.call_soon()
         return 0
@@ -153,6 +154,7 @@ cdef class Http1Factory(ProtocolFactory):
         bytes server_header=b"fastserve",
         bint date_header=True,
         fields=(),
+        names=(),
         bint raise_on_disconnect=False,
         Py_ssize_t limit_request_line=8190,
         Py_ssize_t limit_request_fields=100,
@@ -161,6 +163,7 @@ cdef class Http1Factory(ProtocolFactory):
         double header_timeout=30,
         double body_timeout=60,
         double keep_alive_timeout=75,
+        int64_t keep_alive_requests=0,
         int64_t body_min_rate=240,
     ):
         """`upgrade`: the other protocol that a request may ask for. `gate`: how many may run
@@ -168,9 +171,11 @@ cdef class Http1Factory(ProtocolFactory):
         none. `access`: where each exchange has its line; None: there is no access log. `row`:
         where they are counted, in the table of the workers; None: nowhere. `state`: the
         lifespan's, copied for each request; None where the application has no lifespan.
-        `fields`: pairs of bytes, for every response. `wait_for_shutdown()`,
-        `is_shutting_down()`: what applications have as `fastserve.shutdown`. Timeouts are in
-        seconds, `body_min_rate` in bytes a second (0: any), limits in bytes."""
+        `fields`: pairs of bytes, for every response. `names`: in lower case, of the hosts that
+        are served (none: any). `wait_for_shutdown()`, `is_shutting_down()`: what applications
+        have as `fastserve.shutdown`. Timeouts are in seconds, `keep_alive_requests` is how many
+        a connection may have (0: any), `body_min_rate` in bytes a second (0: any), limits in
+        bytes."""
         self.host = host
         self.upgrade = upgrade
         self.gate = gate
@@ -184,6 +189,7 @@ cdef class Http1Factory(ProtocolFactory):
         self.server_line = b"server: " + server_header + b"\r\n" if server_header else b""
         self.date = DateLine() if date_header else None
         self.field_lines = b"".join([b"%b: %b\r\n" % field for field in fields])
+        self.names = frozenset([name.encode("ascii") for name in names])
         self.raise_on_disconnect = raise_on_disconnect
         self.limit_line = limit_request_line
         self.limit_fields = limit_request_fields
@@ -192,6 +198,7 @@ cdef class Http1Factory(ProtocolFactory):
         self.header_timeout = <int64_t>(1000 * header_timeout)
         self.body_timeout = <int64_t>(1000 * body_timeout)
         self.keep_alive_timeout = <int64_t>(1000 * keep_alive_timeout)
+        self.keep_alive_requests = keep_alive_requests
         self.body_min_rate = body_min_rate
         # From 2.4 on a framework relies on send() raising: with a silent send() its
         # stream to a client that has left would never end.
@@ -326,7 +333,8 @@ cdef class Http1Connection(Protocol):
         if self.discarding:
             return self._close(True)
         if self.phase == PHASE_FIRST or self.phase == PHASE_IDLE:
-            return self._close(False)
+            # A request may be on its way: it must not meet a reset.
+            return self._close(self.phase == PHASE_IDLE)
         if self.phase == PHASE_WAITING:
             return self.factory.gate.refuse(self)
         return self.refuse(408, "The request did not arrive in time.")
@@ -443,7 +451,8 @@ cdef class Http1Connection(Protocol):
         exchange.factory = factory
         exchange.host = factory.host
         exchange.scope = scope
-        exchange.keep_alive = parser.keep_alive
+        self.requests += 1
+        exchange.keep_alive = parser.keep_alive and self.requests != factory.keep_alive_requests
         exchange.owes_continue = parser.expect_continue
         exchange.is_http10 = parser.minor_version == 0
         exchange.accepts_trailers = parser.accepts_trailers and not upgrades
@@ -482,7 +491,9 @@ cdef class Http1Connection(Protocol):
         self.phase = PHASE_APPLICATION
         self.deadline = 0           # the head's; `_settle` sets the next one
         self.body_received = 0
-        if 0 <= factory.limit_body < parser.content_length:
+        if factory.names and _host_of(scope["headers"]) not in factory.names:
+            self.refuse(421, "This host is not served here.")
+        elif 0 <= factory.limit_body < parser.content_length:
             self.refuse(413, "The request body is too large.")
         elif upgrades:
             exchange.opened(scope, parser.chunked or parser.content_length > 0)
@@ -766,6 +777,17 @@ cdef int64_t _size(str key, object given) except -1:
     return given
 
 
+cdef bytes _host_of(list headers):
+    """The name in the Host field, without a port, in lower case; None if there is none."""
+    cdef Py_ssize_t line = line_of_host(headers)
+    cdef bytes host
+    if line < 0:
+        return None
+    host = (<bytes>headers[line][1]).lower()
+    name, colon, port = host.rpartition(b":")
+    return name if colon and b"]" not in port else host
+
+
 cdef str _below(str root_path, str path):
     """`path` with the prefix that a proxy in front has taken away, if it has."""
     if path == "*" or path == root_path or path.startswith(root_path + "/"):
@@ -792,38 +814,58 @@ cdef class HttpExchange(Conversation):
         return 0
 
     def finished(self, error):
-        if error is not None and not is_disconnect(error):
-            self.host.report(error)
-        if self.progress < LEAVING and not self.lost:
-            # Once the client has left, to stop is what an application is to do.
-            if error is None and not self.disconnected:
-                self.host.report(
-                    RuntimeError("the application returned without a complete response")
-                )
-            if self.disconnected and self.factory.stage == END_ALL:
-                self.connection.refuse(503, SHUTTING_DOWN)
-            else:
-                self.connection.refuse(500, "Internal Server Error")
-        self.leave_gate()
-        self.host.ended()
+        try:
+            self.conclude(error)
+        finally:
+            self.leave_gate()
+            self.host.ended()
 
     def cancelled(self):
-        if self.progress < LEAVING and not self.lost:
-            self.connection.refuse(503, SHUTTING_DOWN)
-        self.leave_gate()
-        self.host.ended()
+        try:
+            self.cut_short()
+        finally:
+            self.leave_gate()
+            self.host.ended()
+
+    cdef int conclude(self, object error) except -1:
+        """Report `error`, or that something is missing, and end what was to be answered."""
+        if error is not None:
+            if not is_disconnect(error):
+                self.host.report(error)
+        elif not (self.is_over() or self.disconnected):
+            # Once the client has left, to stop is what an application is to do.
+            self.host.report(RuntimeError("the application returned without a complete response"))
+        if self.is_over():
+            return 0
+        if self.disconnected and self.factory.stage == END_ALL:
+            return self.connection.refuse(503, SHUTTING_DOWN)
+        return self.connection.refuse(500, "Internal Server Error")
+
+    cdef int cut_short(self) except -1:
+        """End what was to be answered, since the server ends."""
+        return 0 if self.is_over() else self.connection.refuse(503, SHUTTING_DOWN)
+
+    cdef bint is_over(self) noexcept:
+        """Whether nothing of the response can be sent any more. To be asked again after each
+        message's values were looked at: where they are objects of the application's own, its code
+        runs, and may have sent the rest, or met the end of the connection."""
+        return self.lost or self.progress >= LEAVING
+
+    cdef object when_over(self):
+        """What `send()` returns then."""
+        if self.lost or self.progress == ABANDONED:
+            return self.after_disconnect()
+        return self.done(0)
 
     def send(self, message):
         cdef object kind
         if not isinstance(message, dict):
             raise TypeError(f"send() takes a dict, not {type(message).__name__}")
-        if self.lost or self.progress == ABANDONED:
-            return self.after_disconnect()
         kind = get(<dict>message, TYPE, None)
-        if self.progress >= LEAVING:
-            if kind == TRAILERS:
+        if self.is_over():
+            if kind == TRAILERS and not self.lost and self.progress != ABANDONED:
                 _trailers(<dict>message)        # to nobody, but they must be right
-            return self.done(0)
+            return self.when_over()
         if kind == RESPONSE_BODY:
             return self.send_body(<dict>message)
         if kind == RESPONSE_START:
@@ -839,27 +881,33 @@ cdef class HttpExchange(Conversation):
         raise ValueError(f"send(): type {kind!r:.100} is not a message of an HTTP response")
 
     cdef object start(self, str kind, dict message):
-        cdef ResponseHead head
+        cdef ResponseHead head = ResponseHead.__new__(ResponseHead)
         cdef object fields = get(message, "headers", NO_HEADERS)
-        if self.progress != NOT_STARTED:
-            raise RuntimeError(f"{kind} was sent already")
-        if self.entry is not None:
-            fields = self.entry.keep_answered(fields)
-        head = ResponseHead.__new__(ResponseHead)
-        head.start(kind, get(message, "status", None), fields)
-        self.head = head
+        cdef bint has_trailers = False
+        self._check_unstarted(kind)
         # With headers and two more keys, these are all found; else it is worth a look.
         if PyDict_GET_SIZE(<PyObject*>message) > 3 or fields is NO_HEADERS:
-            self.has_trailers = get(message, "trailers", False)
+            has_trailers = get(message, "trailers", False)
+        if self.entry is not None:
+            fields = self.entry.keep_answered(fields)
+        head.start(kind, get(message, "status", None), fields)
+        if self.is_over():
+            return self.when_over()
+        self._check_unstarted(kind)
+        self.head = head
+        self.has_trailers = has_trailers
         self.progress = HEAD_KEPT
         return self.done(0)
+
+    cdef int _check_unstarted(self, str kind) except -1:
+        if self.progress != NOT_STARTED:
+            raise RuntimeError(f"{kind} was sent already")
+        return 0
 
     cdef object send_body(self, dict message):
         cdef object given = get(message, BODY, b"")
         cdef bint more_body = get(message, MORE_BODY, False)
         cdef bytes body
-        if self.progress != HEAD_KEPT and self.progress != HEAD_WRITTEN:
-            self._refuse_body(message[TYPE])
         if isinstance(given, bytes):
             body = <bytes>given
         elif isinstance(given, (bytearray, memoryview)):
@@ -940,16 +988,19 @@ cdef class HttpExchange(Conversation):
     ):
         """Send so much of the body, which `key` of `message` gave: `body`, or the piece of
         `file` from `start` on."""
-        cdef Http1Connection connection = self.connection
-        cdef Transport transport = connection.transport
+        cdef Transport transport
+        if self.is_over():
+            return self.when_over()
+        if self.progress != HEAD_KEPT and self.progress != HEAD_WRITTEN:
+            self._refuse_body(message[TYPE])
+        transport = self.connection.transport
         if self.progress == HEAD_KEPT:
             self._check_length(message, key, self.head.content_length, length, more_body)
             self._write_head(length, more_body)
         elif self.framing == FRAMING_LENGTH:
             self._check_length(message, key, self.length_left, length, more_body)
         self._write_body(body, file, start, length, more_body)
-        if not connection.parsing or transport.output().pending > COLLECT:
-            transport.flush()
+        self._flush()
         if not more_body and self.progress != BODY_WRITTEN:
             if file is not None and transport.choked and not self.lost:
                 # What is in the file is not ours yet: it may be changed or cut short.
@@ -968,35 +1019,46 @@ cdef class HttpExchange(Conversation):
         return self.done(length)
 
     cdef object _send_early_hint(self, dict message):
-        cdef Transport transport = self.connection.transport
         cdef ResponseHead head = ResponseHead.__new__(ResponseHead)
+        cdef int count = head.early_hint(get(message, "links", None))
+        if self.is_over():
+            return self.when_over()
         if self.progress >= HEAD_WRITTEN:
             raise RuntimeError(f"{EARLY_HINT} was sent after the response had begun")
         # A client of HTTP/1.0 knows no interim responses (RFC 9110 section 15.2).
-        if head.early_hint(get(message, "links", None)) == 0 or self.is_http10:
+        if count == 0 or self.is_http10:
             return self.done(0)
-        head.append_to(transport.output())
-        if not self.connection.parsing or transport.output().pending > COLLECT:
-            transport.flush()
+        head.append_to(self.connection.transport.output())
+        self._flush()
         return self._sent(0)
 
     cdef object _send_trailers(self, dict message):
-        cdef Transport transport = self.connection.transport
         cdef ResponseHead lines = _trailers(message)
+        cdef bint more_trailers = get(message, "more_trailers", False)
+        cdef SendBuffer out
+        if self.is_over():
+            return self.when_over()
         if not self.has_trailers:
             raise RuntimeError(f"{TRAILERS} was sent, but {RESPONSE_START} had no trailers")
         if self.progress != BODY_WRITTEN:
             raise RuntimeError(f"{TRAILERS} was sent before the end of the body")
-        lines.append_to(transport.output())
-        if not get(message, "more_trailers", False):
-            transport.output().append(b"\r\n", 2)
-            if not self.connection.parsing:
-                transport.flush()
-            self._complete()
-            return self.done(0)
+        out = self.connection.transport.output()
+        lines.append_to(out)
+        if not more_trailers:
+            out.append(b"\r\n", 2)
+        self._flush()
+        if more_trailers:
+            return self._sent(0)
+        self._complete()
+        return self.done(0)
+
+    cdef int _flush(self) except -1:
+        """Hand over what was appended, unless it leaves with what the batch's others send."""
+        # A reference of our own: connection_lost, which this may bring about, drops the other.
+        cdef Transport transport = self.connection.transport
         if not self.connection.parsing or transport.output().pending > COLLECT:
-            transport.flush()
-        return self._sent(0)
+            return transport.flush()
+        return 0
 
     cdef int _refuse_body(self, str kind) except -1:
         """Raise what says why this message may not come now."""

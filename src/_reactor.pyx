@@ -352,7 +352,7 @@ cdef class Reactor:
     Resource handling: owns the sockets that it accepts, and its own descriptors; not
     the listening sockets, which are only no longer watched after `stop_accepting()`.
     Error handling: `poll`, `ready` and `tick` let no exception out; what goes wrong on
-    a connection goes to `report(exception)` and ends that connection.
+    a connection goes to `report(exception)`, which raises nothing, and ends that connection.
     """
 
     def __cinit__(
@@ -362,6 +362,7 @@ cdef class Reactor:
         str poller,
         double tick_interval,
         double write_timeout,
+        int64_t write_min_rate=0,
         report,
         Py_ssize_t max_connections=0,
         Py_ssize_t max_per_address=0,
@@ -369,12 +370,14 @@ cdef class Reactor:
     ):
         """`worker`: see fastserve.worker.Worker. `poller`: "epoll" or "loop".
         `tick_interval`: how often deadlines are checked, in seconds. `write_timeout`:
-        seconds after which a peer that takes nothing is given up. `max_connections`: above
-        it new ones wait to be accepted; `max_per_address`: more of one IP address are closed
-        at once; 0: any number. `row`: this process's, in the table of the workers."""
+        seconds in which a peer that is written to has to take something, and no less than
+        `write_min_rate` bytes a second. `max_connections`: above it new ones wait to be
+        accepted; `max_per_address`: more of one IP address are closed at once; 0: any number.
+        `row`: this process's, in the table of the workers."""
         self.worker = worker
         self.report = report
         self.write_timeout = <int64_t>(1000 * write_timeout)
+        self.write_least = max(1, <int64_t>(write_min_rate * write_timeout))
         self.max_connections = max_connections
         self.max_per_address = max_per_address
         self.row = row
@@ -499,13 +502,18 @@ cdef class Reactor:
     def close(self):
         """Cut what is left, and give up the descriptors."""
         cdef SocketTransport transport
-        for transport in self._transports():
-            if transport.lingering:
-                # It has its last answer and our FIN, which a reset could still destroy.
-                transport._close_socket()
-            else:
-                transport.abort()
-        self.poller.close()
+        try:
+            for transport in self._transports():
+                try:
+                    if transport.lingering:
+                        # It has its last answer and our FIN, which a reset could still destroy.
+                        transport._close_socket()
+                    else:
+                        transport.abort()
+                except BaseException as error:
+                    self.report(error)
+        finally:
+            self.poller.close()
 
     def _transports(self):
         cdef int slot
@@ -735,20 +743,21 @@ cdef class Listener:
         """Whether there may be more."""
         cdef sockaddr_storage address
         cdef socklen_t length
-        cdef int fd
+        cdef int fd, error
         for _ in range(ACCEPT_BATCH):
             if 0 < self.reactor.max_connections <= self.reactor.connections:
                 self.hold()
                 return False
             length = sizeof(address)
             fd = fs_accept(self.fd, <sockaddr*>&address, &length)
+            error = errno       # before anything else that may set it
             if fd >= 0:
                 self.reactor.adopt(fd, self, _address(&address))
-            elif errno == EAGAIN:
+            elif error == EAGAIN:
                 self.complained = False
                 return False
-            elif errno not in _ended_early:
-                self.pause(errno)
+            elif error not in _ended_early:
+                self.pause(error)
                 return False
         return True
 
@@ -912,7 +921,6 @@ cdef class SocketTransport(Transport):
         cdef Protocol protocol
         cdef Py_ssize_t sent, from_files = 0
         cdef int pieces, flags
-        cdef bint progress = False
         while out.pending:
             pieces = out.gather(vector, GATHER_MAX)
             # Up to a file, whose beginning may then leave in the same segment.
@@ -937,7 +945,7 @@ cdef class SocketTransport(Transport):
                 if errno == EAGAIN or errno == ENOBUFS:
                     break
                 return self._close_socket()
-            progress = True
+            self.taken += sent
             if self.reactor.row is not None:
                 self.reactor.row.figures.counts.sent += sent
             out.consume(sent)
@@ -951,7 +959,9 @@ cdef class SocketTransport(Transport):
             if self.closing:
                 return self._finish_close()
         else:
-            if progress or not self.blocked:
+            # Each byte in turn would let a peer keep its answer here for years.
+            if not self.blocked or self.taken >= self.reactor.write_least:
+                self.taken = 0
                 self.deadline = fs_monotonic_ms() + self.reactor.write_timeout
             self.blocked = True
             self._update_interest()

@@ -762,23 +762,18 @@ cdef class WebSocketExchange(HttpExchange):
         scope["extensions"]["websocket.http.response"] = {}
         return 0
 
-    def finished(self, error):
+    cdef int conclude(self, object error) except -1:
         cdef WebSocketConnection session = self.session
         if session is None:
-            return HttpExchange.finished(self, error)
-        if error is not None and not is_disconnect(error):
-            self.host.report(error)
-            session.close(1011, "")
-        else:
-            session.close(1000, "")
-        self.host.ended()
+            return HttpExchange.conclude(self, error)
+        if error is None or is_disconnect(error):
+            return session.close(1000, "")
+        self.host.report(error)
+        return session.close(1011, "")
 
-    def cancelled(self):
+    cdef int cut_short(self) except -1:
         cdef WebSocketConnection session = self.session
-        if session is None:
-            return HttpExchange.cancelled(self)
-        session.close(1012, "")
-        self.host.ended()
+        return HttpExchange.cut_short(self) if session is None else session.close(1012, "")
 
     cdef dict take_event(self):
         cdef WebSocketConnection session = self.session
@@ -838,8 +833,12 @@ cdef class WebSocketExchange(HttpExchange):
     cdef object _send(self, dict message):
         cdef object text = get(message, TEXT, None)
         cdef object data = get(message, BYTES, None)
-        cdef WebSocketConnection session = self.session
+        cdef WebSocketConnection session
+        if isinstance(data, (bytearray, memoryview)):
+            data = bytes(data)
+        # Not before: where they are objects of the application's own, its code has run.
         self._check_open()
+        session = self.session
         if session is None:
             raise RuntimeError("websocket.send was sent before websocket.accept")
         if (text is None) == (data is None):
@@ -852,9 +851,7 @@ cdef class WebSocketExchange(HttpExchange):
             except UnicodeEncodeError as error:
                 raise ValueError(f"websocket.send: text is not Unicode: {error}") from None
         else:
-            if isinstance(data, (bytearray, memoryview)):
-                data = bytes(data)
-            elif not isinstance(data, bytes):
+            if not isinstance(data, bytes):
                 raise TypeError(f"websocket.send: bytes must be bytes, not {type(data).__name__}")
             session.send(data, False)
         if session.transport is not None and session.transport.choked:
@@ -871,23 +868,23 @@ cdef class WebSocketExchange(HttpExchange):
         cdef object subprotocol = get(message, "subprotocol", None)
         cdef object fields = get(message, "headers", None)
         cdef object agreed = None
-        self._check_open()
-        if self.session is not None:
-            raise RuntimeError("websocket.accept was sent already")
-        if self.disconnected:
-            self.after_disconnect()
-        if self.progress != NOT_STARTED:
-            raise RuntimeError(f"websocket.accept was sent after {DENIAL_START}")
-        if subprotocol is not None and subprotocol not in self.subprotocols:
-            raise ValueError(
-                f"websocket.accept: subprotocol {subprotocol!r:.100} is not one that the client offers"
-            )
+        cdef bytes protocol_line = b""
+        self._check_acceptable()
+        if subprotocol is not None:
+            if subprotocol not in self.subprotocols:
+                raise ValueError(
+                    f"websocket.accept: subprotocol {subprotocol!r:.100} is not one that the"
+                    " client offers"
+                )
+            protocol_line = f"sec-websocket-protocol: {subprotocol}\r\n".encode("latin-1")
         if fields is None:
             fields = ()
         if self.entry is not None:
             fields = self.entry.keep_answered(fields)
         head = ResponseHead.__new__(ResponseHead)
         head.switch_protocols(fields)
+        # Once more: where the values are objects of the application's own, its code has run.
+        self._check_acceptable()
         if self.offers and self.upgrade.negotiate is not None:
             agreed = self.upgrade.negotiate(self.offers)
         session = self._new_session(agreed)
@@ -899,8 +896,7 @@ cdef class WebSocketExchange(HttpExchange):
             b"upgrade: websocket\r\nconnection: Upgrade\r\nsec-websocket-accept: "
             + _accept_value(self.key) + b"\r\n"
         )
-        if subprotocol is not None:
-            out.append_bytes(b"sec-websocket-protocol: " + subprotocol.encode("latin-1") + b"\r\n")
+        out.append_bytes(protocol_line)
         if agreed is not None:
             out.append_bytes(b"sec-websocket-extensions: " + agreed[0].encode("ascii") + b"\r\n")
         out.append(b"\r\n", 2)
@@ -917,6 +913,16 @@ cdef class WebSocketExchange(HttpExchange):
             session.drain(self.factory.stage)
         transport.flush()
         return self.done(0)
+
+    cdef int _check_acceptable(self) except -1:
+        self._check_open()
+        if self.session is not None:
+            raise RuntimeError("websocket.accept was sent already")
+        if self.disconnected:
+            self.after_disconnect()
+        if self.progress != NOT_STARTED:
+            raise RuntimeError(f"websocket.accept was sent after {DENIAL_START}")
+        return 0
 
     cdef WebSocketConnection _new_session(self, object agreed):
         """`agreed`: about permessage-deflate, see fastserve.extensions; or None."""

@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import termios
 import threading
 import time
 from collections import Counter
@@ -281,3 +282,15 @@ def refuses(address: tuple[str, int]) -> bool:
     except ConnectionRefusedError:
         return True
     return False
+
+
+def ends_cleanly(client: Client) -> bool:
+    """By a FIN, behind which a late request meets no reset either."""
+    if client.read_to_end() != b"":
+        return False
+    client.sendall(request("GET", "/late"))
+    # As soon as it is acknowledged or refused, nothing of it is unsent any more.
+    eventually(
+        lambda: not int.from_bytes(fcntl.ioctl(client, termios.TIOCOUTQ, bytes(4)), "little")
+    )
+    return client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0

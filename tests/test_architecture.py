@@ -113,10 +113,12 @@ ARROWS = {
     # Around several processes; the supervisor knows neither a loop nor the application.
     "channel": set(),
     "handover": {"channel", "sockets"},
+    "cpus": set(),
     "supervisor": {
         "_shared",
         "channel",
         "config",
+        "cpus",
         "errors",
         "handover",
         "log",

@@ -194,6 +194,7 @@ def test_every_option_arrives(server: FakeServer, app_dir: Path) -> None:
         "max_rss": 2**20,
         "bind": ("127.0.0.1:0", "unix:/tmp/x.sock"),
         "insecure_bind": ("127.0.0.1:81",),
+        "server_name": ("a.example", "b.example"),
         "umask": "007",
         "user": "0",
         "group": "0",
@@ -226,6 +227,7 @@ def test_every_option_arrives(server: FakeServer, app_dir: Path) -> None:
         "include_date_header": False,
         "header": ("X-One: 1", "X-Two: a, b"),
         "raise_on_disconnect": True,
+        "keep_alive_max_requests": 14,
         "limit_concurrency": 12,
         "queue_size": 13,
         "queue_timeout": 14.0,
@@ -466,6 +468,15 @@ def test_a_secret_is_not_shown(
     shown = capsys.readouterr().out
     assert "hush" not in shown
     assert re.search("^# root_path is set, and not shown +# --root-path$", shown, re.MULTILINE)
+
+
+def test_what_cannot_be_written_is_shown_somehow() -> None:
+    """A path that is not UTF-8, and a terminal that takes nothing else."""
+    path = os.fsdecode(b"/run/\xff.pid")
+    env = {"PYTHONIOENCODING": "utf-8:strict"}
+    done = fastserve_process("--print-config", "--pid", path, env=env)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert 'pid = "/run/\\udcff.pid"' in done.stdout
 
 
 def test_both_questions(

@@ -8,11 +8,9 @@ test_tls.py, a WSGI application's in test_wsgi.py.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import queue
 import signal
 import socket
-import termios
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -21,7 +19,6 @@ import anyio
 import pytest
 from conftest import (
     PATIENCE,
-    Client,
     Response,
     Running,
     Serve,
@@ -33,7 +30,7 @@ from conftest import (
     request,
     respond,
 )
-from process import Process, eventually, refuses
+from process import Process, ends_cleanly, eventually, refuses
 
 LONG = 600.0  # for what must not be waited for
 START = {"type": "http.response.start", "status": 200, "headers": []}
@@ -54,18 +51,6 @@ def stop_accepting(server: Running) -> None:
 
 def is_last(response: Response) -> bool:
     return response.field(b"connection") == b"close"
-
-
-def ends_cleanly(client: Client) -> bool:
-    """By a FIN, behind which a late request meets no reset either."""
-    if client.read_to_end() != b"":
-        return False
-    client.sendall(request("GET", "/late"))
-    # As soon as it is acknowledged or refused, nothing of it is unsent any more.
-    eventually(
-        lambda: not int.from_bytes(fcntl.ioctl(client, termios.TIOCOUTQ, bytes(4)), "little")
-    )
-    return client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
 
 
 class Lived:

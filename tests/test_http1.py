@@ -24,13 +24,14 @@ from conftest import (
     Response,
     Running,
     Serve,
+    handshake,
     hello,
     push,
     read_body,
     request,
     respond,
 )
-from process import settled
+from process import ends_cleanly, settled
 
 BOUND = 32 * MIB  # more than the buffers of two sockets and the server together
 DRAINED = 256 * 1024  # so much of an unread body is read to keep the connection
@@ -127,6 +128,62 @@ def test_persistence(serve: Serve) -> None:
                 assert client.read_response().body == b"Hello, world!", message
             else:
                 assert client.is_closed_by_peer(), message
+    assert server.errors == []
+
+
+def test_a_connection_has_so_many_requests(serve: Serve) -> None:
+    server = serve(hello, keep_alive_max_requests=3)
+    with server.connect() as client:
+        assert [client.get().field(b"connection") for _ in range(3)] == [None, None, b"close"]
+        assert client.is_closed_by_peer()
+    with server.connect() as client:
+        client.sendall(request("GET", "/") * 4)
+        assert client.read_to_end().count(b"200 OK") == 3
+    assert server.errors == []
+
+
+SERVED = ["a.example", "A.EXAMPLE", "a.example:8000", "[::1]", "[::1]:80", "127.0.0.1:1"]
+NOT_SERVED = [
+    "example",
+    "b.a.example",
+    "a.example.b",
+    "a.example.",
+    "[::2]",
+    "::1",
+    "127.0.0.2",
+    "",
+]
+
+
+def test_other_hosts_are_not_served(serve: Serve) -> None:
+    server = serve(
+        hello,
+        server_name=["A.example", "[::1]", "127.0.0.1"],
+        proxy_headers="for,proto,host",
+        forwarded_allow_ips="127.0.0.1",
+    )
+
+    def status(*head: str) -> int:
+        with server.connect() as client:
+            client.sendall(lines(*head))
+            return client.read_response().status
+
+    for host in SERVED:
+        assert status("GET / HTTP/1.1", f"Host: {host}") == 200, host
+    for host in NOT_SERVED:
+        expected = 400 if host == "::1" else 421
+        assert status("GET / HTTP/1.1", f"Host: {host}") == expected, host
+    assert status("GET / HTTP/1.0") == 421
+    # The target's own authority is what counts (RFC 9112 section 3.2.2).
+    assert status("GET http://a.example/ HTTP/1.1", "Host: b.example") == 200
+    assert status("GET http://b.example/ HTTP/1.1", "Host: a.example") == 421
+    # And what a trusted proxy was asked for.
+    assert status("GET / HTTP/1.1", "Host: x", "X-Forwarded-Host: a.example") == 200
+    assert status("GET / HTTP/1.1", "Host: a.example", "X-Forwarded-Host: x") == 421
+    with server.connect() as client:
+        client.sendall(handshake())
+        assert client.read_response().status == 421
+        assert client.is_closed_by_peer()
     assert server.errors == []
 
 
@@ -1279,7 +1336,7 @@ def test_heads_in_time(serve: Serve) -> None:
     half_again.sendall(b"GET / HT")
     with silent, half, idle, half_again:
         assert silent.is_closed_by_peer()
-        assert idle.is_closed_by_peer()
+        assert ends_cleanly(idle)  # whose next request may have been on its way
         for client in (half, half_again):
             assert client.read_response().status == 408
             assert client.is_closed_by_peer()
@@ -1453,6 +1510,46 @@ def test_stalled_reader_is_cut(serve: Serve) -> None:
                 time.sleep(3 * BRIEF)
             with pytest.raises(ConnectionResetError):
                 client.read_to_end()
+    assert server.errors == []
+
+
+class Dripping(Client):
+    """Reads a little at a time."""
+
+    def read_some(self) -> int:
+        time.sleep(0.01)
+        return len(self.recv(128 * 1024))
+
+
+def test_reader_that_is_too_slow_is_cut(serve: Serve) -> None:
+    """Whatever it takes is in time: the average alone is not."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await respond(send, bytes(256 * MIB))
+
+    server = serve(app, write_timeout=BRIEF, body_min_rate="1G", lifespan="off")
+    with Dripping(server.address) as client:
+        client.sendall(request("GET", "/"))
+        end = time.monotonic() + PATIENCE
+        with pytest.raises(ConnectionResetError):
+            while client.read_some():
+                assert time.monotonic() < end, "it is still read"
+    assert server.errors == []
+
+
+def test_slow_reader_is_served(serve: Serve) -> None:
+    size = 20 * MIB
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await respond(send, bytes(size))
+
+    server = serve(app, write_timeout=1, lifespan="off")
+    with Dripping(server.address) as client:
+        client.sendall(request("GET", "/", "Connection: close"))
+        read = 0
+        while count := client.read_some():
+            read += count
+        assert read > size
     assert server.errors == []
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import struct
 import threading
+import time
 from typing import Any
 
 import anyio
@@ -139,6 +141,63 @@ def test_probes_are_answered_all_the_same(serve: Serve) -> None:
         assert probe.get("/live/").status == 503
         app.let_go()
         assert first.read_response().status == 200
+
+
+def test_a_place_that_comes_late_is_still_a_place(serve: Serve) -> None:
+    """It was given before anybody looked at how long it had been waited for."""
+    late = threading.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["path"] == "/work":
+            begun.release()
+            while not late.is_set():
+                await anyio.sleep(0.005)
+            time.sleep(1.5)  # is what is tested: the time of the other one is over
+        await respond(send)
+
+    begun = threading.Semaphore(0)
+    server = serve(app, limit_concurrency=1, queue_size=1, **{**LINE, "queue_timeout": 1})
+    with start(server, 1) as first, server.connect() as second:
+        assert begun.acquire(timeout=PATIENCE)
+        second.sendall(request("GET", "/"))
+        handled(server)
+        late.set()
+        assert first.read_response().status == second.read_response().status == 200
+    assert server.errors == []
+
+
+def test_a_log_that_raises_keeps_no_place(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
+    """The log's filters are the program's own."""
+
+    def refuse(record: logging.LogRecord) -> bool:
+        if record.exc_info:
+            raise LookupError("out of the filter")
+        return True
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.accept"})
+        elif scope["path"] == "/":
+            await respond(send)
+        raise OverflowError("out of the application")
+
+    server = serve(app, lifespan="off", limit_concurrency=1)
+    logger = logging.getLogger("fastserve")
+    logger.addFilter(refuse)
+    try:
+        with server.connect() as client, server.websocket() as websocket:
+            assert client.get("/fails").status == 500
+            assert client.is_closed_by_peer()
+            assert websocket.read_close()[0] == 1011
+        with server.connect() as client:
+            assert client.get("/").status == 200
+    finally:
+        logger.removeFilter(refuse)
+    server.stop()
+    assert server.errors == []  # nothing was still under way
+    said = capsys.readouterr().err
+    assert "LookupError: out of the filter" in said
+    assert "OverflowError: out of the application" in said
 
 
 def test_a_request_with_a_body_waits_as_well(serve: Serve) -> None:

@@ -9,6 +9,7 @@ import re
 import signal
 import socket
 import stat
+import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -468,8 +469,7 @@ def test_whether_new_clients_are_welcome(worker: str, poller: str) -> None:
 
     async def main() -> None:
         async with find(worker.replace("uvloop", "asyncio"))() as running:
-            running.start(server.stop_after, trigger)
-            await server.serve(running, sockets)
+            await server.serve(running, sockets, trigger)
 
     config = fastserve.Config(bind="127.0.0.1:0", poller=poller)
     server = Server(app, config)
@@ -501,6 +501,28 @@ def test_lifespan_shutdown_has_little_time_in_a_hurry(
     assert [record.getMessage() for record in guest.errors] == [
         "the application did not shut down within 0.05 s"
     ]
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="needs asyncio's eager tasks")
+def test_a_shutdown_trigger_that_is_done_at_once() -> None:
+    """In a program that has its tasks begin at once."""
+    events: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        for kind in ("startup", "shutdown"):
+            events.append((await receive())["type"])
+            await send({"type": f"lifespan.{kind}.complete"})
+
+    async def trigger() -> None:
+        return
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
+        async with asyncio.timeout(PATIENCE):
+            await fastserve.serve(app, bind="127.0.0.1:0", shutdown_trigger=trigger)
+
+    asyncio.run(main())
+    assert events == ["lifespan.startup", "lifespan.shutdown"]
 
 
 def test_a_shutdown_trigger_that_raises(invite: Callable[..., Guest]) -> None:

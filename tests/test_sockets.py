@@ -142,9 +142,47 @@ def test_owner(tmp_path: Path) -> None:
             made.close()
     with pytest.raises(ConfigError, match="^--user: there is no 'nobody-at-all'"):
         open_sockets(f"unix:{path}", user="nobody-at-all")
+    with pytest.raises(ConfigError, match="^--user: there is no '99999999999'"):
+        open_sockets(f"unix:{path}", user="99999999999")
     with pytest.raises(ConfigError, match="^--group: there is no 'nobody-at-all'"):
         open_sockets(f"unix:{path}", group="nobody-at-all")
     assert not path.exists()
+
+
+def test_what_is_no_socket_is_given_back() -> None:
+    reading, writing = os.pipe()
+    try:
+        with pytest.raises(ListenError, match="non-socket|not a socket"):
+            open_sockets(f"fd://{reading}")
+        unused = os.dup(reading)  # the lowest number that is free
+        os.close(unused)
+        with pytest.raises(ListenError, match="non-socket|not a socket"):
+            open_sockets(f"fd://{reading}")
+        again = os.dup(reading)
+        os.close(again)
+        assert again == unused
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+def test_any_free_port_more_than_once() -> None:
+    """What is handed over is what was asked for, each as often."""
+    options = {"insecure_bind": ["127.0.0.1:0"]}
+    before = open_sockets("127.0.0.1:0", "localhost:0", "127.0.0.1:0", **options)
+    handed: dict[str, list[socket.socket]] = {}
+    for each in before.listening:
+        handed.setdefault(each.bind, []).append(each.socket.dup())
+    config = Config.from_options(bind=["localhost:0", "127.0.0.1:0", "127.0.0.1:0"], **options)
+    after = Sockets(config, handed)
+    try:
+        assert sorted(each.url for each in after.listening) == sorted(
+            each.url for each in before.listening
+        )
+        assert after.listening[-1].url == before.listening[-1].url
+    finally:
+        before.close()
+        after.close()
 
 
 def test_a_stale_socket_is_replaced_and_a_live_one_is_not(tmp_path: Path) -> None:

@@ -1425,9 +1425,13 @@ INTERVAL = 0.05  # between two looks at the files
 
 def install(folder: Path, name: str, key: str = "") -> None:
     """Replaces a certificate as ACME clients do, each file at once."""
-    for source, target in ((f"{name}.pem", "cert.pem"), (f"{key or name}.key", "key.pem")):
-        shutil.copy(pem(source), folder / "next")
-        (folder / "next").replace(folder / target)
+    replace(folder / "cert.pem", f"{name}.pem")
+    replace(folder / "key.pem", f"{key or name}.key")
+
+
+def replace(file: Path, name: str) -> None:
+    shutil.copy(pem(name), file.with_suffix(".next"))
+    file.with_suffix(".next").replace(file)
 
 
 def install_in_one(folder: Path, name: str, key: str = "") -> None:
@@ -1482,6 +1486,22 @@ def test_replaced_files_are_noticed(serve: Serve, tmp_path: Path) -> None:
     ]
     install_in_one(tmp_path, "server")
     eventually(lambda: shown_by(server) == "server")
+
+
+def test_a_replaced_key_is_noticed_alone(serve: Serve, tmp_path: Path) -> None:
+    """It is the second of the two that are replaced, perhaps."""
+    install(tmp_path, "server")
+    certfile, keyfile = tmp_path / "cert.pem", tmp_path / "key.pem"
+    server = serve(
+        hello, certfile=str(certfile), keyfile=str(keyfile), ssl_reload_interval=INTERVAL
+    )
+    assert shown_by(server) == "server"
+    replace(certfile, "new.pem")
+    eventually(lambda: len(server.errors) == 1)
+    assert shown_by(server) == "server"
+    replace(keyfile, "new.key")
+    eventually(lambda: shown_by(server) == "new")
+    assert "is not the key of" in server.errors[0].getMessage()
 
 
 def hang_up(process: Process, pid_file: Path) -> None:

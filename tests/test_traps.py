@@ -11,12 +11,12 @@ import asyncio
 import contextvars
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import anyio
 import pytest
-from conftest import PATIENCE, Client, Serve, read_body, request, reset, respond
+from conftest import PATIENCE, Client, Serve, handshake, read_body, request, reset, respond
 from process import eventually
 
 variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="untouched")
@@ -370,3 +370,129 @@ def test_what_was_sent_leaves_before_the_application_waits(serve: Serve) -> None
         assert client.read_until(b"second\r\n")
         go_on.clear()
         assert client.read_until(b"third\r\n0\r\n\r\n")
+
+
+class Truth:
+    """A value that is looked at by a call of the application's own."""
+
+    def __init__(self, call: Callable[[], object]) -> None:
+        self.call = call
+
+    def __bool__(self) -> bool:
+        self.call()
+        return False
+
+    def fileno(self) -> int:
+        self.call()
+        return MODULE.fileno()
+
+    def tell(self) -> int:
+        return 0
+
+    def seek(self, place: int) -> int:
+        return place
+
+
+class Content(bytearray):
+    call: Callable[[], object]
+
+    def __bytes__(self) -> bytes:
+        self.call()
+        return b"outer"
+
+
+def listed(call: Callable[[], object], *members: Any) -> Iterator[Any]:
+    call()
+    yield from members
+
+
+def content(call: Callable[[], object]) -> Content:
+    made = Content(b"outer")
+    made.call = call
+    return made
+
+
+MODULE = open(__file__, "rb")  # noqa: SIM115
+START = {"type": "http.response.start", "status": 200, "headers": [], "trailers": True}
+BODY = {"type": "http.response.body", "body": b"inner"}
+PIECE = {**BODY, "body": bytes(100_000), "more_body": True}
+END = {"type": "http.response.trailers"}
+ACCEPT = {"type": "websocket.accept"}
+SEND = {"type": "websocket.send"}
+# What was sent before, the message whose value has a call made when it is looked at, what that
+# call sends, and what it sends to a client that is gone, so that this is found out.
+NESTED: list[tuple[list[Any], Callable[[Any], Any], list[Any], list[Any]]] = [
+    ([], lambda call: {**START, "headers": listed(call)}, [START, BODY, END], [START, PIECE]),
+    ([], lambda call: {**START, "trailers": Truth(call)}, [START, BODY, END], [START, PIECE]),
+    ([START], lambda call: {**BODY, "more_body": Truth(call)}, [BODY, END], [PIECE]),
+    ([START], lambda call: {**BODY, "body": content(call)}, [BODY, END], [PIECE]),
+    (
+        [START],
+        lambda call: {"type": "http.response.zerocopysend", "file": Truth(call)},
+        [BODY, END],
+        [PIECE],
+    ),
+    (
+        [],
+        lambda call: {"type": "http.response.early_hint", "links": listed(call, b"</a>")},
+        [START, BODY, END],
+        [START, PIECE],
+    ),
+    ([START, BODY], lambda call: {**END, "headers": listed(call)}, [END], [END]),
+    ([START, BODY], lambda call: {**END, "more_trailers": Truth(call)}, [END], [END]),
+    ([], lambda call: {**ACCEPT, "headers": listed(call)}, [ACCEPT], [ACCEPT]),
+    (
+        [ACCEPT],
+        lambda call: {**SEND, "bytes": content(call)},
+        [{"type": "websocket.close"}],
+        [{**SEND, "text": "x"}],
+    ),
+]
+
+
+@pytest.mark.parametrize("gone", [False, True], ids=["sends", "finds-nobody"])
+@pytest.mark.parametrize("nested", NESTED)
+def test_a_message_may_have_the_application_called(serve: Serve, nested: Any, gone: bool) -> None:
+    before, message, rest, rest_to_nobody = nested
+    inside, go_on, over = threading.Event(), threading.Event(), threading.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["path"] == "/after":
+            await respond(send, b"after")
+            return
+
+        def call() -> None:
+            inside.set()
+            assert go_on.wait(PATIENCE)
+            for each in rest_to_nobody if gone else rest:
+                send(each)
+
+        await anyio.sleep(0)  # from here on, what is sent leaves at once
+        for each in before:
+            await send(each)
+        try:
+            await send(message(call))
+        except (OSError, RuntimeError) as error:
+            refusals.append(str(error))
+        finally:
+            over.set()
+
+    refusals: list[str] = []
+    server = serve(app, lifespan="off")
+    is_websocket = ACCEPT in (rest[0], *before)
+    with server.connect() as client:
+        opening = handshake("/") if is_websocket else request("GET", "/", "TE: trailers")
+        client.sendall(opening)
+        assert inside.wait(PATIENCE)
+        if gone:
+            reset(client)
+        go_on.set()
+        assert over.wait(PATIENCE)
+        if not gone:
+            answer = client.read_response(head_only=True)
+            assert answer.status == (101 if is_websocket else 200)
+    with server.connect() as other:
+        assert other.get("/after").body == b"after"
+    assert server.errors == []
+    allowed = ("websocket.accept was sent already", "the WebSocket is closed")
+    assert all(refusal in allowed for refusal in refusals)

@@ -74,12 +74,13 @@ cdef class Http1Factory(ProtocolFactory):
         str root_path
         bytes server_line, field_lines
         DateLine date
+        frozenset names                 # of the hosts that are served; empty: any
         bint raise_on_disconnect
         Stage stage                     # of the server's end
         Py_ssize_t limit_line, limit_fields, limit_field_bytes
         int64_t limit_body
         int64_t header_timeout, body_timeout, keep_alive_timeout
-        int64_t body_min_rate
+        int64_t keep_alive_requests, body_min_rate
 
     cdef dict shutdown(self)
     cdef int append_own_fields(self, ResponseHead head, SendBuffer out) except -1
@@ -101,6 +102,7 @@ cdef class Http1Connection(Protocol):
         bint eof
         bint closing
         bint discarding                 # the rest of a body nobody will take
+        int64_t requests                # that it has had
         int64_t discarded
         int64_t body_received           # of the current request
         int64_t rate_deadline
@@ -162,6 +164,12 @@ cdef class HttpExchange(Conversation):
         int64_t begun                   # microseconds of the monotonic clock; 0: it is not counted
 
     cdef int leave_gate(self) except -1
+    cdef int conclude(self, object error) except -1
+    cdef int cut_short(self) except -1
+    cdef bint is_over(self) noexcept
+    cdef object when_over(self)
+    cdef int _check_unstarted(self, str kind) except -1
+    cdef int _flush(self) except -1
     cdef int opened(self, dict scope, bint has_body) except -1
     cdef int body_arrived(self, const char* data, Py_ssize_t length) except -1
     cdef int disconnect(self, bint lost) except -1

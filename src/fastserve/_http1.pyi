@@ -36,6 +36,7 @@ class Http1Factory(ProtocolFactory):
         server_header: bytes = b"fastserve",
         date_header: bool = True,
         fields: Iterable[tuple[bytes, bytes]] = (),
+        names: Iterable[str] = (),
         raise_on_disconnect: bool = False,
         limit_request_line: int = 8190,
         limit_request_fields: int = 100,
@@ -44,6 +45,7 @@ class Http1Factory(ProtocolFactory):
         header_timeout: float = 30,
         body_timeout: float = 60,
         keep_alive_timeout: float = 75,
+        keep_alive_requests: int = 0,
         body_min_rate: int = 240,
     ) -> None: ...
     def drain(self, stage: Stage) -> None: ...

@@ -55,6 +55,7 @@ cdef class Reactor:
         bint polling
         int64_t turns                   # calls of poll()
         int64_t write_timeout           # milliseconds
+        int64_t write_least             # bytes that a peer has to take in each of them
         Py_ssize_t max_connections      # 0: any number
         Py_ssize_t max_per_address
         dict addresses                  # connections of each IP address, where they are counted
@@ -122,6 +123,7 @@ cdef class SocketTransport(Transport):
         bint lingering
         bint deferred
         int64_t deadline                # of a stalled write, or of lingering; 0: none
+        int64_t taken                   # bytes by the peer, towards that deadline
         Py_ssize_t lingered
 
     cdef int ready(self, int events) except -1

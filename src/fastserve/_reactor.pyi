@@ -16,6 +16,7 @@ class Reactor:
         poller: str,
         tick_interval: float,
         write_timeout: float,
+        write_min_rate: int = 0,
         report: Callable[[BaseException], None],
         max_connections: int = 0,
         max_per_address: int = 0,

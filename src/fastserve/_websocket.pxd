@@ -144,6 +144,7 @@ cdef class WebSocketExchange(HttpExchange):
     cdef int message_arrived(self, object message) except -1
     cdef int ended(self, int code, str reason) except -1
     cdef int _check_open(self) except -1
+    cdef int _check_acceptable(self) except -1
     cdef object _send(self, dict message)
     cdef object _accept(self, dict message)
     cdef WebSocketConnection _new_session(self, object agreed)

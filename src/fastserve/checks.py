@@ -29,6 +29,7 @@ __all__ = [
     "Choice",
     "ConfigError",
     "HeaderField",
+    "HostName",
     "LineFormat",
     "LogLevel",
     "Mask",
@@ -158,10 +159,9 @@ class Whole(Check):
     metavar: str = "N"
 
     def __call__(self, value: Any) -> int:
-        try:
-            number = int(value) if isinstance(value, str) else value
-        except ValueError:
-            number = None
+        # What int() takes besides is not what anybody means: spaces, "1_0", other digits.
+        is_text = isinstance(value, str) and re.fullmatch("-?[0-9]{1,20}", value)
+        number = int(value) if is_text else value
         # bool is an int to Python, never to whoever wrote `backlog=True`.
         if (
             isinstance(number, bool)
@@ -223,6 +223,7 @@ class Seconds(Check):
     text may end in a unit."""
 
     may_be_off: bool = False
+    most: float = LONGEST_SECONDS
     metavar: str = "TIME"
 
     def __call__(self, value: Any) -> float:
@@ -236,9 +237,9 @@ class Seconds(Check):
             seconds = math.nan
         if self.may_be_off and seconds == 0:
             return 0.0
-        if not SHORTEST_SECONDS <= seconds <= LONGEST_SECONDS:  # false for nan too
+        if not SHORTEST_SECONDS <= seconds <= self.most:  # false for nan too
             raise ValueError(
-                f"seconds from {SHORTEST_SECONDS:g} to {LONGEST_SECONDS:g} expected, or a time"
+                f"seconds from {SHORTEST_SECONDS:g} to {self.most:.9g} expected, or a time"
                 f" like 500ms, 30s, 5m, 2h or 1d, not {value!r}"
             )
         return seconds
@@ -256,7 +257,8 @@ class Share(Check):
 
     def __call__(self, value: Any) -> float:
         try:
-            share = math.nan if isinstance(value, bool) else float(value)
+            # Not "0_1", which float() takes too.
+            share = math.nan if isinstance(value, bool) or "_" in str(value) else float(value)
         except (TypeError, ValueError, OverflowError):
             share = math.nan
         if not 0 <= share <= 1:
@@ -405,6 +407,24 @@ _FIELD = re.compile(
 _FRAMING = frozenset(
     "connection content-length date keep-alive te trailer transfer-encoding upgrade".split()
 )
+
+
+@dataclass(frozen=True, slots=True)
+class HostName(Check):
+    """A host as the Host field has it (RFC 9110 section 7.2), but for the port."""
+
+    metavar: str = "NAME"
+
+    def __call__(self, value: Any) -> str:
+        if not isinstance(value, str) or not _HOST_NAME.fullmatch(value):
+            raise ValueError(
+                "a host name or address without a port expected, an IPv6 address in brackets,"
+                f" not {value!r}"
+            )
+        return value.lower()
+
+
+_HOST_NAME = re.compile(r"[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\]")
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ them, and says what is wrong, for every way in.
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import platform
@@ -184,6 +185,8 @@ def _main(context: click.Context, /, **options: Any) -> None:
     for warning in resolved.warnings:
         print(f"{COMMAND}: warning: {warning}", file=sys.stderr)
     if prints:
+        if isinstance(sys.stdout, io.TextIOWrapper):  # not every path can be written to it
+            sys.stdout.reconfigure(errors="backslashreplace")
         print("\n".join(_shown(resolved)))
     if prints and not checks:
         return

@@ -31,6 +31,7 @@ from fastserve.checks import (
     Choice,
     ConfigError,
     HeaderField,
+    HostName,
     LineFormat,
     LogLevel,
     Mask,
@@ -292,7 +293,8 @@ class Config:
         1,
         LISTENING,
         Workers(),
-        "How many processes serve; auto is one for each core that they may use.",
+        "How many processes serve; auto is one for each core that they may use, by affinity and by"
+        " the quota of their control group.",
         short="-w",
     )
     preload: bool = option(
@@ -351,7 +353,7 @@ class Config:
     max_lifetime: float | None = option(
         None,
         LISTENING,
-        Seconds(),
+        Seconds(most=366 * 86_400.0),
         "Replace a worker that is so old; never unless given.",
     )
     max_rss: int | None = option(
@@ -382,6 +384,15 @@ class Config:
         LISTENING,
         Binds(may_be_none=True),
         "Where to listen without TLS, beside addresses with it. May be repeated.",
+        repeatable=True,
+    )
+    server_name: tuple[str, ...] = option(
+        (),
+        LISTENING,
+        Several(HostName()),
+        "A host that is served, by its name in the Host field; others get 421. Any unless given."
+        " May be repeated.",
+        aliases=(Alias("server_names", flag=""),),
         repeatable=True,
     )
     umask: str = option(
@@ -524,13 +535,14 @@ class Config:
         240,
         TIMES,
         Size(0, 2**31 - 1),
-        "Bytes per second that a request body must reach on average; 0 is any.",
+        "Bytes per second at which a request body must come on average, and an answer be taken in"
+        " each --write-timeout; 0 is any.",
     )
     write_timeout: float = option(
         60.0,
         TIMES,
         Seconds(),
-        "For a client that takes no byte of its answer.",
+        "For a client to take more of its answer, at --body-min-rate.",
     )
     keep_alive_timeout: float = option(
         75.0,
@@ -570,6 +582,12 @@ class Config:
         "The longest request body, else 413; any length unless given.",
     )
 
+    keep_alive_max_requests: int | None = option(
+        None,
+        LIMITS,
+        Whole(1, 2**31 - 1),
+        "The most requests on one connection, which then ends. Any number unless given.",
+    )
     limit_concurrency: int | None = option(
         None,
         LIMITS,
@@ -970,6 +988,13 @@ IGNORED: Mapping[str, Ignored] = MappingProxyType(
         "ws": Ignored("WebSockets are always served, by one implementation", has_value=True),
         "reset_contextvars": Ignored("each request has a fresh context anyway"),
         "daemon": Ignored("the process stays in the foreground"),
+        "reload_delay": Ignored("a change is told by the system, not looked for", has_value=True),
+        "max_app_queue_size": Ignored(
+            "what an application has not taken is bounded in bytes", has_value=True
+        ),
+        "h11_pass_raw_headers": Ignored(
+            "header names are in lower case, as ASGI has them", has_value=True
+        ),
     }
 )
 
@@ -989,7 +1014,10 @@ REFUSED: Mapping[str, str] = MappingProxyType(
         "read_timeout": "see header_timeout and body_timeout, which are for a whole head"
         " and for each read of a body",
         "ssl_version": "see tls_min_version, the oldest version that is spoken",
+        "verify_flags": "clients' certificates are checked without revocation lists,"
+        " as Python's ssl does unless told otherwise",
         "access_logger": "see access_logfile and access_logformat",
+        "logger_class": "see error_logfile, or give the logger 'fastserve' handlers of your own",
         "logconfig_dict": "call logging.config.dictConfig before: the handlers that are there stay",
         "error_logger": "see error_logfile, or give the logger 'fastserve' handlers of your own",
     }

@@ -390,7 +390,12 @@ def _client(node: str) -> tuple[str, int] | None:
         address = ipaddress.ip_address(host)
     except ValueError:
         return None
-    return str(address), int((match and match["port"]) or 0)
+    port = (match and match["port"]) or "0"
+    return (str(address), int(port)) if _is_port(port) else None
+
+
+def _is_port(text: str) -> bool:
+    return re.fullmatch("[0-9]{1,5}", text) is not None and int(text) < 65536
 
 
 def _scheme(said: str, scope: Scope) -> str:
@@ -403,12 +408,12 @@ def _scheme(said: str, scope: Scope) -> str:
 
 
 def _believe_host(scope: Scope, said: str | None, port: str | None) -> None:
-    if port is not None and not (re.fullmatch("[0-9]{1,5}", port) and int(port) < 65536):
+    if port is not None and not _is_port(port):
         port = None
     if said is None and port is None:
         return
     match = _HOST.fullmatch(said or _field(scope, b"host") or "")
-    if match is None:
+    if match is None or not _is_port(match[2] or "0"):
         return
     name = match[1]
     port = port or match[2]

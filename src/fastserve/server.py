@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import sys
+import traceback
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
@@ -48,6 +49,9 @@ __all__ = [
     "worker_class_of",
 ]
 
+# What returns when a server is to stop.
+Trigger = Callable[[], Awaitable[object]]
+
 # For lifespan shutdown, and for cancelled applications, once nobody wants to wait.
 HURRY = 5.0
 # Between two looks at what this process has done, and what memory it has.
@@ -61,7 +65,7 @@ async def serve(
     application: object | str | None = None,
     config: Config | None = None,
     *,
-    shutdown_trigger: Callable[[], Awaitable[object]] | None = None,
+    shutdown_trigger: Trigger | None = None,
     **options: Any,
 ) -> None:
     """Serve inside a running asyncio, uvloop or trio program, until `shutdown_trigger()`
@@ -72,9 +76,7 @@ async def serve(
     server = Server(load(target_of(application, config), config), config)
     with server.opened(), opened_sockets(config) as sockets:
         async with find(_running_loop())() as worker:
-            if shutdown_trigger is not None:
-                worker.start(server.stop_after, shutdown_trigger)
-            await server.serve(worker, sockets)
+            await server.serve(worker, sockets, shutdown_trigger)
     if server.error is not None:
         raise server.error
 
@@ -258,7 +260,7 @@ class Server:
             self._lifespan.interrupt()
         self._over.set()
 
-    async def stop_after(self, trigger: Callable[[], Awaitable[object]]) -> None:
+    async def _stop_after(self, trigger: Trigger) -> None:
         try:
             await trigger()
         except Exception as error:
@@ -266,11 +268,16 @@ class Server:
         finally:
             self._stop.set()
 
-    async def serve(self, worker: Worker, sockets: Listeners) -> None:
-        """Start up, serve, drain, shut down. What went wrong at start-up is in `error`."""
+    async def serve(
+        self, worker: Worker, sockets: Listeners, trigger: Trigger | None = None
+    ) -> None:
+        """Start up, serve, drain, shut down. What went wrong at start-up is in `error`. When
+        `trigger()` returns, it is as if `stop()` was called."""
         self._sockets = sockets
         self._stop = Event(worker)
         self._over = Event(worker)
+        if trigger is not None:
+            worker.start(self._stop_after, trigger)
         worker.threads.limit = self.config.wsgi_threads
         lifespan = self._lifespan = Lifespan(self.application, worker, self.config)
         try:
@@ -304,6 +311,7 @@ class Server:
                 poller=self.config.poller,
                 tick_interval=_tick_interval(self.config),
                 write_timeout=self.config.write_timeout,
+                write_min_rate=self.config.body_min_rate,
                 report=_report_reactor,
                 max_connections=self.config.max_connections or 0,
                 max_per_address=self.config.max_connections_per_address or 0,
@@ -466,6 +474,7 @@ def _factory(
         server_header=server,
         date_header=config.include_date_header,
         fields=fields,
+        names=config.server_name,
         raise_on_disconnect=raises,
         limit_request_line=config.limit_request_line,
         limit_request_fields=config.limit_request_fields,
@@ -474,6 +483,7 @@ def _factory(
         header_timeout=config.header_timeout,
         body_timeout=config.body_timeout,
         keep_alive_timeout=config.keep_alive_timeout,
+        keep_alive_requests=config.keep_alive_max_requests or 0,
         body_min_rate=config.body_min_rate,
     )
 
@@ -548,11 +558,19 @@ def _tick_interval(config: Config) -> float:
 
 
 def _report_application(error: BaseException) -> None:
-    logger.error("exception in the application", exc_info=error)
+    _report(error, "exception in the application")
 
 
 def _report_reactor(error: BaseException) -> None:
-    if isinstance(error, OSError):
-        logger.error("%s", error)  # the system's trouble: the message says it all
-    else:
-        logger.error("exception in the server", exc_info=error)
+    # The system's trouble says it all by its message.
+    _report(error, "" if isinstance(error, OSError) else "exception in the server")
+
+
+def _report(error: BaseException, message: str) -> None:
+    """`message` with the error's traceback, or the error's own message alone. The filters and
+    handlers are the program's: what one of them raises must not undo the end of a request."""
+    try:
+        logger.error("%s", message or error, exc_info=error if message else None)
+    except Exception:
+        traceback.print_exception(error)
+        traceback.print_exc()

@@ -9,6 +9,7 @@ import os
 import pwd
 import socket
 import stat
+from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -29,7 +30,7 @@ class ListenError(ServerError):
 
 class Listening(NamedTuple):
     """A socket that accepts; whether its connections begin with TLS, whether somebody else has
-    the socket too, who may go on with it, and the address that was asked for."""
+    the socket too, who may go on with it, and what was asked for, if somebody goes on with it."""
 
     socket: socket.socket
     secure: bool
@@ -90,6 +91,7 @@ class Sockets(Listeners):
         self._handed = handed or {}
         self._promised: dict[str, tuple[int, int]] = {}
         self._paths: dict[str, tuple[int, int]] = {}
+        self._asked: Counter[str] = Counter()
         self._activated = systemd.activated()
         binds = config.bind
         if (self._activated or "systemd:" in self._handed) and binds == (DEFAULT_BIND,):
@@ -133,8 +135,12 @@ class Sockets(Listeners):
 
     def _listen(self, bind: Bind, secure: bool) -> list[Listening]:
         shared = bind.kind in ("fd", "systemd")
+        name = str(bind)
+        self._asked[name] += 1
+        if self._asked[name] > 1:  # as with port 0: each time another one
+            name += f" ({self._asked[name]})"
         try:
-            return [Listening(made, secure, shared, str(bind)) for made in self._open(bind)]
+            return [Listening(made, secure, shared, name) for made in self._open(bind, name)]
         except UnicodeError:
             # Out of getaddrinfo: a label that is empty, or longer than 63 bytes.
             raise ListenError(f"cannot listen on {bind}: not a host name") from None
@@ -142,11 +148,12 @@ class Sockets(Listeners):
             reason = (error.strerror or str(error)).lower()
             raise ListenError(f"cannot listen on {bind}: {reason}") from None
 
-    def _open(self, bind: Bind) -> list[socket.socket]:
-        if str(bind) in self._handed:
+    def _open(self, bind: Bind, name: str) -> list[socket.socket]:
+        """`name`: of those that were handed over."""
+        if name in self._handed:
             if bind.kind == "unix":
                 self._promised[bind.path] = _identity(bind.path)
-            return self._handed.pop(str(bind))
+            return self._handed.pop(name)
         if bind.kind == "unix":
             return [self._open_unix(bind.path)]
         if bind.kind == "fd":
@@ -225,7 +232,7 @@ class Sockets(Listeners):
 
 
 def _number(flag: str, name: str) -> int:
-    if name.isdecimal():
+    if name.isdecimal() and int(name) < 2**32 - 1:
         return int(name)
     try:
         return pwd.getpwnam(name).pw_uid if flag == "--user" else grp.getgrnam(name).gr_gid
@@ -235,7 +242,12 @@ def _number(flag: str, name: str) -> int:
 
 def _inherited(fd: int, backlog: int) -> socket.socket:
     # Only that the descriptor is one of ours from here on; the other end may keep its own.
-    made = socket.socket(fileno=os.dup(fd))
+    ours = os.dup(fd)
+    try:
+        made = socket.socket(fileno=ours)
+    except OSError:  # it is no socket
+        os.close(ours)
+        raise
     try:
         if made.type != socket.SOCK_STREAM or made.family not in (
             socket.AF_INET,

@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import NoReturn
 
-from fastserve import handover, systemd
+from fastserve import cpus, handover, systemd
 from fastserve._shared import Row, Table
 from fastserve.channel import Channel
 from fastserve.config import OPTIONS, Config, ConfigError
@@ -693,9 +693,7 @@ class Supervisor:
 
 
 def _number(config: Config) -> int:
-    if isinstance(config.workers, int):
-        return config.workers
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return config.workers if isinstance(config.workers, int) else cpus.usable()
 
 
 def _fit(config: Config, before: Config) -> Config:
