@@ -769,14 +769,14 @@ cdef class WebSocketExchange(HttpExchange):
             session.close(1011, "")
         else:
             session.close(1000, "")
-        self.host.ended()
+        self.host.ended(self)
 
     def cancelled(self):
         cdef WebSocketConnection session = self.session
         if session is None:
             return HttpExchange.cancelled(self)
         session.close(1012, "")
-        self.host.ended()
+        self.host.ended(self)
 
     cdef dict take_event(self):
         cdef WebSocketConnection session = self.session

@@ -43,6 +43,7 @@ class Http1Factory(ProtocolFactory):
         body_timeout: float = 60,
         keep_alive_timeout: float = 75,
         body_min_rate: int = 240,
+        request_timeout: float = 0,
     ) -> None: ...
     def drain(self, stage: Stage) -> None: ...
 

@@ -536,6 +536,13 @@ class Config:
         flag="--keep-alive",
         aliases=(Alias("timeout_keep_alive"), Alias("keep_alive", flag="")),
     )
+    request_timeout: float = option(
+        0.0,
+        TIMES,
+        Seconds(may_be_off=True),
+        "For a whole answer, else 504, or the end of what has begun; 0 is for ever.",
+        aliases=(Alias("http_timeout"),),
+    )
 
     limit_request_line: int = option(
         8190,

@@ -8,13 +8,14 @@ is one of several.
 from __future__ import annotations
 
 import contextlib
+import functools
 import ipaddress
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
-from fastserve import systemd
-from fastserve._conversation import Host
+from fastserve import stacks, systemd
+from fastserve._conversation import ApplicationCall, Host
 from fastserve._forwarded import Trust
 from fastserve._http1 import Gate, Http1Factory
 from fastserve._proxy import ProxyFactory
@@ -310,7 +311,12 @@ class Server:
                 row=self._row,
             )
             stack.callback(reactor.close)
-            host = Host(self.application, worker, report=_report_application)
+            host = Host(
+                self.application,
+                worker,
+                report=_report_application,
+                report_late=functools.partial(_report_late, self.config.request_timeout),
+            )
             trust = _trust(self.config)
             notice = Event(worker)
             factory = _factory(
@@ -472,6 +478,7 @@ def _factory(
         body_timeout=config.body_timeout,
         keep_alive_timeout=config.keep_alive_timeout,
         body_min_rate=config.body_min_rate,
+        request_timeout=config.request_timeout,
     )
 
 
@@ -539,6 +546,7 @@ def _tick_interval(config: Config) -> float:
         config.ws_close_timeout,
         config.ssl_handshake_timeout,
         config.queue_timeout,
+        config.request_timeout,
     )
     shortest = min(filter(None, seconds))
     return min(max(shortest / 4, FINEST_TICK), COARSEST_TICK)
@@ -546,6 +554,14 @@ def _tick_interval(config: Config) -> float:
 
 def _report_application(error: BaseException) -> None:
     logger.error("exception in the application", exc_info=error)
+
+
+def _report_late(seconds: float, request: str, call: ApplicationCall | None) -> None:
+    where = ", as others are"
+    if call is not None:
+        where = f", it stood at\n{stacks.of_call(call).rstrip()}"
+    message = "%s: no whole answer within %g s; the application is cancelled%s"
+    logger.error(message, request, seconds, where)
 
 
 def _report_reactor(error: BaseException) -> None:

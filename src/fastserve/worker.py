@@ -12,7 +12,7 @@ import contextvars
 import importlib
 import importlib.util
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Generator
 from typing import Any, ClassVar, Protocol
 
 from fastserve._conversation import ApplicationCall, Conversation
@@ -101,6 +101,10 @@ class Worker(ABC):
     @abstractmethod
     def soon(self, callback: Callable[[], object]) -> None:
         """Call `callback` when the loop has its next turn."""
+
+    @abstractmethod
+    def cancel(self, calls: Collection[ApplicationCall]) -> None:
+        """Cancel those of `calls` that are still under way."""
 
     @abstractmethod
     def watch(self, fd: int, token: int, before: int, interest: int) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Collection, Coroutine
 from typing import Any, ClassVar
 
 from fastserve._conversation import ApplicationCall, Conversation
@@ -83,6 +83,11 @@ class AsyncioWorker(Worker):
 
     def soon(self, callback: Callable[[], object]) -> None:
         self.loop.call_soon(callback)
+
+    def cancel(self, calls: Collection[ApplicationCall]) -> None:
+        for task in self.calls:
+            if task.get_coro() in calls:
+                task.cancel()
 
     def watch(self, fd: int, token: int, before: int, interest: int) -> None:
         if (before ^ interest) & READABLE:
