@@ -379,6 +379,7 @@ cdef class Reactor:
         self.block = <char*>PyMem_Malloc(RECEIVE_SIZE)
         if self.block == NULL:
             raise MemoryError()
+        self.show()
 
     def __dealloc__(self):
         PyMem_Free(self.block)
@@ -491,6 +492,9 @@ cdef class Reactor:
             else:
                 transport.abort()
         self.poller.close()
+        if self.row is not None:
+            self.row.figures.beat = 0
+            self.row = None
 
     def _transports(self):
         cdef int slot

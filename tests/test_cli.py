@@ -219,6 +219,8 @@ def test_every_option_arrives(server: FakeServer, app_dir: Path) -> None:
         "write_timeout": 6.0,
         "keep_alive_timeout": 7.0,
         "request_timeout": 7.5,
+        "timeout": 20.0,
+        "loop_lag_warn": 0.5,
         "limit_request_line": 1000,
         "limit_request_fields": 10,
         "limit_request_field_bytes": 2000,

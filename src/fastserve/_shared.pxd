@@ -7,7 +7,7 @@ cdef enum:
 # What a worker shows. Each member is an aligned word with one writer, so nobody reads half of one.
 cdef struct Figures:
     int64_t pid                     # of the worker that writes here; 0: nobody's row
-    int64_t beat                    # milliseconds of the monotonic clock: the loop's last turn
+    int64_t beat                    # milliseconds of the monotonic clock: the loop's last turn, or 0
     int64_t connections             # open now
 
 

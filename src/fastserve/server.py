@@ -20,7 +20,7 @@ from fastserve._forwarded import Trust
 from fastserve._http1 import Gate, Http1Factory
 from fastserve._proxy import ProxyFactory
 from fastserve._reactor import Reactor
-from fastserve._shared import Row
+from fastserve._shared import Row, Table
 from fastserve._tls import TlsFactory
 from fastserve._transport import ProtocolFactory, Stage
 from fastserve._websocket import WebSocketUpgrade
@@ -36,6 +36,7 @@ from fastserve.pidfile import pid_file
 from fastserve.recycling import Recycling
 from fastserve.sockets import Listeners, Sockets
 from fastserve.tls import Certificates
+from fastserve.watchdog import watching
 from fastserve.worker import Event, MissingLibrary, Worker, find
 from fastserve.wsgi import WSGI
 
@@ -299,6 +300,7 @@ class Server:
                 await lifespan.shutdown(min(patience, HURRY), hurry=True)
 
     async def _serve(self, worker: Worker, lifespan: Lifespan) -> None:
+        row = _own_row() if self._row is None else self._row
         with contextlib.ExitStack() as stack:
             reactor = Reactor(
                 worker,
@@ -308,7 +310,7 @@ class Server:
                 report=_report_reactor,
                 max_connections=self.config.max_connections or 0,
                 max_per_address=self.config.max_connections_per_address or 0,
-                row=self._row,
+                row=row,
             )
             stack.callback(reactor.close)
             host = Host(
@@ -331,6 +333,7 @@ class Server:
             )
             worker.drive(reactor)
             stack.callback(worker.stop_driving)
+            stack.enter_context(watching(row, self.config.loop_lag_warn))
             certificates = self._certificates
             factories: dict[bool, ProtocolFactory] = {False: factory}
             if certificates is not None:
@@ -547,9 +550,18 @@ def _tick_interval(config: Config) -> float:
         config.ssl_handshake_timeout,
         config.queue_timeout,
         config.request_timeout,
+        config.loop_lag_warn,
+        config.loop_timeout,
     )
     shortest = min(filter(None, seconds))
     return min(max(shortest / 4, FINEST_TICK), COARSEST_TICK)
+
+
+def _own_row() -> Row:
+    """For a process that has no others to show it to."""
+    table = Table.create(1)
+    table.close()
+    return table.row(0)
 
 
 def _report_application(error: BaseException) -> None:

@@ -12,7 +12,7 @@ import contextvars
 import importlib
 import importlib.util
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Generator, Iterable
 from typing import Any, ClassVar, Protocol
 
 from fastserve._conversation import ApplicationCall, Conversation
@@ -146,6 +146,10 @@ class Worker(ABC):
     @abstractmethod
     def cancel_calls(self) -> None:
         """Cancel every call of the application that is under way."""
+
+    @abstractmethod
+    def tasks(self) -> Iterable[tuple[str, Any]]:
+        """From any thread: the name of each task in the loop, and its coroutine."""
 
     @abstractmethod
     def call_threadsafe(self, callback: Callable[..., object], *args: Any) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Collection, Coroutine
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable
 from typing import Any, ClassVar
 
 from fastserve._conversation import ApplicationCall, Conversation
@@ -171,6 +171,9 @@ class AsyncioWorker(Worker):
     def cancel_calls(self) -> None:
         for task in self.calls:
             task.cancel()
+
+    def tasks(self) -> Iterable[tuple[str, Any]]:
+        return [(task.get_name(), task.get_coro()) for task in asyncio.all_tasks(self.loop)]
 
     def call_threadsafe(self, callback: Callable[..., object], *args: Any) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed

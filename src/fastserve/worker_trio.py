@@ -5,7 +5,15 @@ from __future__ import annotations
 import collections
 import contextlib
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Generator
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Coroutine,
+    Generator,
+    Iterable,
+)
 from typing import Any, ClassVar
 
 import trio
@@ -83,6 +91,7 @@ class TrioWorker(Worker):
         self.nursery: trio.Nursery
         self.nursery_manager = trio.open_nursery()
         self.token = trio.lowlevel.current_trio_token()
+        self.root = trio.lowlevel.current_root_task()
 
     @classmethod
     def run(cls, main: Callable[[], Coroutine[Any, Any, None]], *, debug: bool = False) -> None:
@@ -275,6 +284,14 @@ class TrioWorker(Worker):
     def cancel_calls(self) -> None:
         for scope in self.scopes.values():
             scope.cancel()
+
+    def tasks(self) -> Iterable[tuple[str, Any]]:
+        left = [] if self.root is None else [self.root]
+        while left:
+            task = left.pop()
+            yield task.name, task.coro
+            for nursery in task.child_nurseries:
+                left += nursery.child_tasks
 
     def call_threadsafe(self, callback: Callable[..., object], *args: Any) -> None:
         with contextlib.suppress(trio.RunFinishedError):
