@@ -38,8 +38,8 @@ application and does not serve; its exit status is 0 if all is well. From Python
   In a Python file names that begin with `_`, names in capitals, modules, functions and classes
   are nobody's business.
 
-The names in the last column are Hypercorn's and uvicorn's: they may be used in the same places,
-so that a command line or a configuration file can be moved
+The names in the last column are those of Hypercorn, uvicorn, gunicorn and Daphne: they may be used
+in the same places, so that a command line or a configuration file can be moved
 ([from Hypercorn](from-hypercorn.md), [from uvicorn](from-uvicorn.md)). `--host` and `--port`
 replace a part of the address that was given before, in the file or the environment.
 Two names of one option in the same place are an error.

@@ -50,16 +50,22 @@ class ClientDisconnected(OSError):
 cdef class Host:
     """The application, the worker that runs it, and how many of its calls are under way."""
 
-    def __init__(self, application, worker, *, report):
+    def __init__(self, application, worker, *, report, report_late=None):
         """`application`: an ASGI 3 callable. `worker`: see fastserve.worker.Worker.
-        `report(exception)`: called with what an application raised; raises nothing."""
+        `report(exception)`: called with what an application raised; raises nothing.
+        `report_late(what, call)`: with an ApplicationCall that took too long and will be
+        cancelled, or None if many do at once; what it was for is the protocol's to say."""
         self.application = application
         self.spawn = worker.spawn
         self.raised = worker.raised
         self.new_waiter = worker.waiter
         self.wake = worker.wake
         self.checkpoint = worker.checkpoint
+        self.soon = worker.soon
+        self.cancel = worker.cancel
         self.report = report
+        self.report_late = report_late
+        self.late = []
 
     def drain(self, on_idle):
         """`on_idle()` is called, from now on, each time that no application is running
@@ -71,6 +77,7 @@ cdef class Host:
     cdef int start(self, Conversation conversation) except -1:
         cdef ApplicationCall call = ApplicationCall.__new__(ApplicationCall)
         call.conversation = conversation
+        conversation.call = call
         self.in_flight += 1
         self.calls += 1
         try:
@@ -79,11 +86,35 @@ cdef class Host:
             conversation.finished(error)
         return 0
 
-    cdef int ended(self) except -1:
+    cdef int ended(self, Conversation conversation) except -1:
+        conversation.call = None
         self.in_flight -= 1
         if self.in_flight == 0 and self.on_idle is not None:
             self.on_idle()
         return 0
+
+    cdef int give_up(self, Conversation conversation, object what) except -1:
+        """Report its call, which took too long, and have it cancelled, then `expired` called. All
+        that are given up in one turn are so together, since the worker has to look for them."""
+        cdef ApplicationCall call = conversation.call
+        if call is None:
+            return 0
+        if not self.late:
+            self.soon(self.end_late)
+        self.late.append(call)
+        self.report_late(what, call if len(self.late) <= EXPLAINED else None)
+        return 0
+
+    def end_late(self):
+        cdef ApplicationCall call
+        late, self.late = self.late, []
+        self.cancel(frozenset(late))
+        for call in late:
+            try:
+                # After that, else its `receive()` would return before it is cancelled.
+                call.conversation.expired()
+            except BaseException as error:
+                self.report(error)
 
 
 @cython.final
@@ -139,6 +170,10 @@ cdef class Conversation:
 
     def cancelled(self):
         """The server has cancelled the application."""
+        raise NotImplementedError
+
+    cdef int expired(self) except -1:
+        """The application was given up, and is being cancelled, or has just ended."""
         raise NotImplementedError
 
     cdef dict take_event(self):
@@ -334,6 +369,11 @@ cdef class ApplicationCall:
     def close(self):
         if self.inner is not None:
             self.inner.close()
+
+    @property
+    def cr_await(self):
+        """As of a coroutine: what it awaits, for whoever asks where it stands."""
+        return self.inner
 
     cdef int advance(self, object value, PyObject** result) except -1:
         """One step: PYGEN_NEXT and what the loop is to have, in `result`, a new

@@ -99,7 +99,7 @@ cdef class Gate:
             return True
         if len(self.line) < self.queue_size:
             exchange.waits = True
-            exchange.waits_until = connection.transport.clock() + self.queue_timeout
+            exchange.deadline = connection.transport.clock() + self.queue_timeout
             self.line.append(connection)
             return False
         self.refuse(connection)
@@ -165,6 +165,7 @@ cdef class Http1Factory(ProtocolFactory):
         double keep_alive_timeout=75,
         int64_t keep_alive_requests=0,
         int64_t body_min_rate=240,
+        double request_timeout=0,
     ):
         """`upgrade`: the other protocol that a request may ask for. `gate`: how many may run
         at once. `trust`: which peers are believed about where a request comes from; None:
@@ -173,9 +174,10 @@ cdef class Http1Factory(ProtocolFactory):
         lifespan's, copied for each request; None where the application has no lifespan.
         `fields`: pairs of bytes, for every response. `names`: in lower case, of the hosts that
         are served (none: any). `wait_for_shutdown()`, `is_shutting_down()`: what applications
-        have as `fastserve.shutdown`. Timeouts are in seconds, `keep_alive_requests` is how many
-        a connection may have (0: any), `body_min_rate` in bytes a second (0: any), limits in
-        bytes."""
+        have as `fastserve.shutdown`. Timeouts are in seconds, `body_min_rate` in bytes a second,
+        `keep_alive_requests` is how many a connection may have, limits are in bytes; 0 is any
+        `body_min_rate`, any number of requests, and no end of `request_timeout`, which an
+        application has for a whole response."""
         self.host = host
         self.upgrade = upgrade
         self.gate = gate
@@ -200,6 +202,7 @@ cdef class Http1Factory(ProtocolFactory):
         self.keep_alive_timeout = <int64_t>(1000 * keep_alive_timeout)
         self.keep_alive_requests = keep_alive_requests
         self.body_min_rate = body_min_rate
+        self.request_timeout = <int64_t>(1000 * request_timeout)
         # From 2.4 on a framework relies on send() raising: with a silent send() its
         # stream to a client that has left would never end.
         self.asgi = {"version": "3.0", "spec_version": "2.5" if raise_on_disconnect else "2.3"}
@@ -337,6 +340,8 @@ cdef class Http1Connection(Protocol):
             return self._close(self.phase == PHASE_IDLE)
         if self.phase == PHASE_WAITING:
             return self.factory.gate.refuse(self)
+        if self.exchange is not None and self.exchange.is_late(self.transport.clock()):
+            return self._give_up()
         return self.refuse(408, "The request did not arrive in time.")
 
     cdef int drain(self, Stage stage) except -1:
@@ -486,6 +491,8 @@ cdef class Http1Connection(Protocol):
         if factory.row is not None:
             exchange.begun = monotonic() if exchange.entry is None else exchange.entry.begun
             factory.row.figures.in_flight += 1
+        if factory.request_timeout:
+            exchange.asked = (parser.method, parser.raw_path, parser.query_string)
         parser.release()
         self.exchange = exchange
         self.phase = PHASE_APPLICATION
@@ -563,9 +570,19 @@ cdef class Http1Connection(Protocol):
     cdef int _spawn(self) except -1:
         cdef HttpExchange exchange = self.exchange
         exchange.spawned = True
+        exchange.deadline = 0           # of its place in the line
+        if self.factory.request_timeout:
+            exchange.deadline = self.transport.clock() + self.factory.request_timeout
         if exchange.entry is not None:
             self.factory.access.call(exchange.entry)
         return self.factory.host.start(exchange)
+
+    cdef int _give_up(self) except -1:
+        """The application has had its time for a whole response."""
+        cdef HttpExchange exchange = self.exchange
+        method, path, query = exchange.asked
+        target = (path + b"?" + query if query else path).decode("ascii", "backslashreplace")
+        return self.factory.host.give_up(exchange, f"{method} {target}")
 
     cdef int refuse(self, int status, str reason, bytes fields=b"") except -1:
         """The server's own answer, with more field lines if need be, and the end of the
@@ -689,10 +706,10 @@ cdef class Http1Connection(Protocol):
             if before != PHASE_BODY:
                 self.rate_deadline = now + self.factory.body_timeout
             self._set_body_deadline(now)
-        elif self.phase == PHASE_APPLICATION:
-            self.deadline = 0
-        elif self.phase == PHASE_WAITING:
-            self.deadline = exchange.waits_until
+            if exchange is not None and exchange.deadline:
+                self.deadline = min(self.deadline or exchange.deadline, exchange.deadline)
+        elif self.phase == PHASE_APPLICATION or self.phase == PHASE_WAITING:
+            self.deadline = 0 if exchange is None else exchange.deadline
         elif before != self.phase and before != PHASE_FIRST:
             self.deadline = now + self.factory.header_timeout
         return 0
@@ -813,19 +830,28 @@ cdef class HttpExchange(Conversation):
         """The head of a request for an upgrade has come: check it, complete the scope."""
         return 0
 
+    cdef int expired(self) except -1:
+        if self.progress < LEAVING and not self.lost:
+            self.connection.refuse(504, "The application did not answer in time.")
+        return 0
+
+    cdef bint is_late(self, int64_t now) noexcept:
+        """Whether its application has had all the time that there is for a response."""
+        return self.spawned and 0 < self.deadline <= now
+
     def finished(self, error):
         try:
             self.conclude(error)
         finally:
             self.leave_gate()
-            self.host.ended()
+            self.host.ended(self)
 
     def cancelled(self):
         try:
             self.cut_short()
         finally:
             self.leave_gate()
-            self.host.ended()
+            self.host.ended(self)
 
     cdef int conclude(self, object error) except -1:
         """Report `error`, or that something is missing, and end what was to be answered."""
@@ -1005,6 +1031,9 @@ cdef class HttpExchange(Conversation):
             if file is not None and transport.choked and not self.lost:
                 # What is in the file is not ours yet: it may be changed or cut short.
                 self.progress = LEAVING
+                if self.deadline:
+                    self.deadline = 0       # the application has done its part
+                    self.connection._settle()
                 return self.wait(WAIT_WRITABLE)
             self._complete()
             return self.done(0)

@@ -514,6 +514,9 @@ cdef class Reactor:
                     self.report(error)
         finally:
             self.poller.close()
+            if self.row is not None:
+                self.row.figures.beat = 0
+                self.row = None
 
     def _transports(self):
         cdef int slot

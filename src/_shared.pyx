@@ -88,7 +88,8 @@ cdef class Row:
 
     @property
     def beat(self):
-        """When the worker's loop had its last turn, in milliseconds of the monotonic clock."""
+        """When the worker's loop had its last turn, in milliseconds of the monotonic clock; 0
+        before it begins to turn, and when it need turn no more."""
         return self.figures.beat
 
     @property

@@ -175,6 +175,18 @@ class Process(Program):
         return self.err.wait_for(pattern, patience)
 
 
+def workers_of(server: Process) -> list[int]:
+    """The ids of the workers that have become ready, in this order."""
+    lines = "\n".join(server.err.lines)
+    return [int(pid) for pid in re.findall(r"worker (\d+) is ready", lines)]
+
+
+def ends(server: Process, number: int = signal.SIGTERM) -> None:
+    server.send_signal(number)
+    assert server.wait() == 0
+    assert "Traceback" not in "\n".join(server.err.all())
+
+
 ACTIVATED = """
 import os, sys
 for place, fd in enumerate(map(int, os.environ.pop("HANDED").split(",")), 3):
@@ -264,6 +276,11 @@ def eventually(condition: Callable[[], Any], patience: float = PATIENCE) -> Any:
         assert time.monotonic() < deadline, "it did not happen"
         time.sleep(0.01)
     return outcome
+
+
+def slowly(condition: Callable[[], Any]) -> Any:
+    """For what needs new processes."""
+    return eventually(condition, 3 * PATIENCE)
 
 
 def settled(value: Callable[[], int]) -> int:

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import socket
 import struct
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
-from conftest import PATIENCE, Client, Running, Serve, request, respond
+from conftest import (
+    MIB,
+    PATIENCE,
+    Client,
+    Running,
+    Serve,
+    frame,
+    handshake,
+    read_body,
+    request,
+    respond,
+)
 from process import eventually
 
 
@@ -311,3 +324,251 @@ def answers(server: Running) -> bool:
             return client.get("/").status == 200
     except (AssertionError, ConnectionResetError, BrokenPipeError):
         return False
+
+
+# A limit for the time that an answer takes.
+
+LATE = 0.3
+
+
+class Slow:
+    """An application that waits where its path says. `ends` is what its calls ended with."""
+
+    def __init__(self) -> None:
+        self.ends: list[str] = []
+        self.go_on = threading.Event()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await getattr(self, scope["path"].strip("/") or "fast")(scope, receive, send)
+        except BaseException as error:
+            self.ends.append(type(error).__name__)
+            raise
+        self.ends.append("")
+
+    async def fast(self, scope: Any, receive: Any, send: Any) -> None:
+        await respond(send, b"in time")
+
+    async def silent(self, scope: Any, receive: Any, send: Any) -> None:
+        await self.wait_for_ever()
+
+    async def wait_for_ever(self) -> None:
+        await anyio.sleep_forever()
+
+    async def grouped(self, scope: Any, receive: Any, send: Any) -> None:
+        async with anyio.create_task_group() as group:
+            group.start_soon(self.wait_for_ever)
+
+    async def begun(self, scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await self.wait_for_ever()
+
+    async def stream(self, scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        while True:
+            await send({"type": "http.response.body", "body": b"x", "more_body": True})
+            await anyio.sleep(LATE / 4)
+
+    async def stubborn(self, scope: Any, receive: Any, send: Any) -> None:
+        with contextlib.suppress(BaseException):
+            await self.wait_for_ever()
+        await respond(send, b"too late")
+
+    async def failing(self, scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await self.wait_for_ever()
+        finally:
+            raise ValueError("on the way out")
+
+    async def listening(self, scope: Any, receive: Any, send: Any) -> None:
+        await read_body(receive)
+
+    async def block(self, scope: Any, receive: Any, send: Any) -> None:
+        assert self.go_on.wait(PATIENCE)
+        await respond(send)
+
+    async def background(self, scope: Any, receive: Any, send: Any) -> None:
+        await respond(send, b"in time")
+        while not self.go_on.is_set():
+            await anyio.sleep(0.005)
+
+    async def file(self, scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.pathsend", "path": scope["query_string"].decode()})
+
+    async def chat(self, scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        if scope["query_string"]:
+            await self.wait_for_ever()
+        await send({"type": "websocket.accept"})
+        while (message := await receive())["type"] == "websocket.receive":
+            await send({"type": "websocket.send", "text": message["text"]})
+
+
+def in_time(serve: Serve, app: Any, **options: Any) -> Running:
+    return serve(app, lifespan="off", request_timeout=LATE, **options)
+
+
+def time_passes(server: Running) -> None:
+    """As much as any request has that was begun before."""
+    with server.connect() as client:
+        assert client.get("/silent").status == 504
+
+
+def cancelled(app: Slow, count: int = 1) -> None:
+    eventually(
+        lambda: [end in ("CancelledError", "Cancelled") for end in app.ends] == [True] * count
+    )
+
+
+@pytest.mark.parametrize("path", ["silent", "begun", "grouped"])
+def test_an_answer_that_takes_too_long(serve: Serve, path: str) -> None:
+    app = Slow()
+    server = in_time(serve, app)
+    with server.connect() as client:
+        answer = client.get(f"/{path}?a=%0A")
+        assert (answer.status, answer.reason) == (504, b"Gateway Timeout")
+        assert answer.body == b"The application did not answer in time.\n"
+        assert answer.field(b"connection") == b"close"
+        assert client.is_closed_by_peer()
+    cancelled(app)
+    (record,) = server.errors
+    line, *stack = record.getMessage().splitlines()
+    assert line.startswith(f"GET /{path}?a=%0A: no whole answer within {LATE} s;")
+    assert any(line.endswith(" in wait_for_ever") for line in stack)
+    with server.connect() as client:
+        assert client.get("/fast").body == b"in time"
+
+
+def test_a_stream_that_takes_too_long_is_cut(serve: Serve) -> None:
+    app = Slow()
+    server = in_time(serve, app)
+    with server.connect() as client:
+        client.sendall(request("GET", "/stream"))
+        received = client.read_to_end()
+        assert received.startswith(b"HTTP/1.1 200 OK\r\n")
+        assert received.count(b"1\r\nx\r\n") > 1
+        assert not received.endswith(b"0\r\n\r\n")
+    with server.connect() as client, pytest.raises(ConnectionResetError):
+        client.sendall(b"GET /stream HTTP/1.0\r\n\r\n")
+        client.read_to_end()  # whose end would be the end of the body
+    cancelled(app, 2)
+    assert len(server.errors) == 2
+
+
+@pytest.mark.parametrize("path", ["stubborn", "failing"])
+def test_whatever_the_application_makes_of_it(serve: Serve, path: str) -> None:
+    """What it still says is for nobody; and its place is free for the next one."""
+    app = Slow()
+    server = in_time(serve, app, limit_concurrency=1, queue_size=5, queue_timeout=PATIENCE)
+    for count in (1, 2):
+        with server.connect() as client:
+            assert client.get(f"/{path}").status == 504
+            assert client.is_closed_by_peer()
+        with server.connect() as client:
+            assert client.get("/fast").body == b"in time"
+        assert len(app.ends) == 2 * count
+    assert len(server.exceptions()) == (2 if path == "failing" else 0)
+
+
+def test_a_request_that_does_not_arrive_is_no_excuse(serve: Serve) -> None:
+    app = Slow()
+    server = in_time(serve, app, body_timeout=PATIENCE)
+    with server.connect() as client:
+        client.sendall(request("POST", "/listening", "Content-Length: 5") + b"ab")
+        assert client.read_response().status == 504
+        assert client.is_closed_by_peer()
+    cancelled(app)
+    (record,) = server.errors
+    assert " in read_body" in record.getMessage()
+
+
+def test_the_line_has_a_limit_of_its_own(serve: Serve) -> None:
+    app = Slow()
+    server = in_time(serve, app, limit_concurrency=1, queue_size=1, queue_timeout=PATIENCE)
+    with server.connect() as first, server.connect() as second:
+        first.sendall(request("GET", "/silent"))
+        second.sendall(request("GET", "/fast"))
+        assert first.read_response().status == 504
+        assert second.read_response().body == b"in time"
+
+
+def test_what_is_not_limited(serve: Serve) -> None:
+    """Work after the answer, idle connections, and WebSockets that were accepted."""
+    app = Slow()
+    server = in_time(serve, app)
+    with server.connect() as client, server.connect() as idle, server.websocket("/chat") as chat:
+        assert client.get("/background").body == b"in time"
+        assert idle.get("/fast").status == 200
+        time_passes(server)
+        time_passes(server)
+        app.go_on.set()
+        assert client.get("/fast").status == idle.get("/fast").status == 200
+        chat.sendall(frame(0x81, b"still there"))
+        assert chat.read_frame().payload == b"still there"
+        chat.close_with()
+    eventually(lambda: sorted(app.ends)[:5] == [""] * 5)
+    assert len(server.errors) == 2
+
+
+def test_a_websocket_that_is_not_accepted(serve: Serve) -> None:
+    app = Slow()
+    server = in_time(serve, app)
+    with server.connect() as client:
+        client.sendall(handshake("/chat?hesitates"))
+        assert client.read_response().status == 504
+    cancelled(app)
+
+
+def test_a_client_that_takes_its_time_with_a_file(serve: Serve, tmp_path: Path) -> None:
+    """The application has done its part."""
+    file = tmp_path / "file"
+    file.write_bytes(bytes(8 * MIB))
+    server = in_time(serve, Slow())
+    with server.connect() as client:
+        client.sendall(request("GET", f"/file?{file}"))
+        client.read_until(b"\r\n\r\n")
+        time_passes(server)
+        time_passes(server)
+        assert len(client.read_exactly(8 * MIB)) == 8 * MIB
+        assert client.get("/fast").status == 200
+
+
+def test_many_that_take_too_long(serve: Serve) -> None:
+    """To look where each of them stands would make the loop hang itself."""
+    app = Slow()
+    server = in_time(serve, app)
+    clients = [server.connect() for _ in range(200)]
+    for client in clients:
+        assert client.get("/fast").status == 200
+    with server.connect() as client:
+        client.sendall(request("GET", "/block"))
+        for each in clients:  # which begin together
+            each.sendall(request("GET", "/silent"))
+        app.go_on.set()
+        client.read_response()
+    for client in clients:
+        assert client.read_response().status == 504
+        client.close()
+    eventually(lambda: len(app.ends) == 401)
+    late = [record.getMessage() for record in server.errors]
+    explained = [text for text in late if "it stood at" in text]
+    assert len(late) >= 200
+    assert 20 <= len(explained) < 200
+
+
+def test_a_thread_that_takes_too_long(serve: Serve) -> None:
+    go_on = threading.Event()
+
+    def app(environ: Any, start_response: Any) -> list[bytes]:
+        if environ["PATH_INFO"] == "/slow":
+            go_on.wait(PATIENCE)
+        start_response("200 OK", [])
+        return [b"in time"]
+
+    server = in_time(serve, app, interface="wsgi")
+    with server.connect() as client:
+        assert client.get("/slow").status == 504
+    go_on.set()
+    with server.connect() as client:
+        assert client.get("/fast").body == b"in time"

@@ -245,6 +245,8 @@ ALIAS_CASES: dict[str, list[tuple[Any, Any]]] = {
     "timeout_graceful_shutdown": [("5", 5.0)],
     "timeout_keep_alive": [(5, 5.0), ("5s", 5.0)],
     "keep_alive": [(5, 5.0)],
+    "http_timeout": [(5, 5.0)],
+    "timeout_worker_healthcheck": [(5, 5.0)],
     "h11_max_incomplete_event_size": [(4096, 4096)],
     "h11_max_incomplete_size": [(4096, 4096)],
     "server_header": [(False, False)],

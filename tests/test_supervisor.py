@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from conftest import PATIENCE, WORKERS, Client, handshake, request
-from process import DRAINING, Load, Process, eventually, refuses
+from process import DRAINING, Load, Process, ends, eventually, refuses, slowly, workers_of
 
 from fastserve.config import FAREWELL, Config, ConfigError
 from fastserve.launch import run
@@ -55,12 +55,6 @@ def served(process: Start) -> Start:
     return start
 
 
-def workers_of(server: Process) -> list[int]:
-    """The ids of the workers that have become ready, in this order."""
-    lines = "\n".join(server.err.lines)
-    return [int(pid) for pid in re.findall(r"worker (\d+) is ready", lines)]
-
-
 def is_gone(pid: int) -> bool:
     try:
         os.kill(pid, 0)
@@ -69,17 +63,6 @@ def is_gone(pid: int) -> bool:
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     return False
-
-
-def slowly(condition: Callable[[], Any]) -> Any:
-    """For what needs new processes."""
-    return eventually(condition, 3 * PATIENCE)
-
-
-def ends(server: Process, number: int = signal.SIGTERM) -> None:
-    server.send_signal(number)
-    assert server.wait() == 0
-    assert "Traceback" not in "\n".join(server.err.all())
 
 
 # Start and end.

@@ -7,6 +7,7 @@ cdef extern from "Python.h":
 cdef enum:
     FREE_CALLS = 64                 # receive and send calls that end at once,
     FREE_BYTES = 256 * 1024         # and bytes they carry, before the loop gets its turn
+    EXPLAINED = 20                  # calls given up in one turn whose whereabouts are looked for
 
 cdef enum Wait:                     # what an awaitable waits for
     WAIT_EVENT                      # a message for receive()
@@ -22,17 +23,22 @@ cdef inline object get(dict message, str key, object default):
 cdef bint is_disconnect(object error)
 
 
+cdef class ApplicationCall
+
+
 cdef class Host:
     cdef:
         object application
-        object spawn, raised, new_waiter, wake, checkpoint      # the worker's
-        object report
+        object spawn, raised, new_waiter, wake, checkpoint, soon, cancel    # the worker's
+        object report, report_late
+        list late                       # calls that are to be cancelled
         object on_idle
         readonly Py_ssize_t in_flight   # calls of the application that have not ended
         readonly Py_ssize_t calls       # all that were begun
 
     cdef int start(self, Conversation conversation) except -1
-    cdef int ended(self) except -1
+    cdef int ended(self, Conversation conversation) except -1
+    cdef int give_up(self, Conversation conversation, object what) except -1
 
 
 cdef class TaskStarter:
@@ -46,10 +52,12 @@ cdef class Conversation:
     cdef:
         Host host
         dict scope                      # until the application is called
+        ApplicationCall call            # until it has ended
         list waiters                    # of the tasks in receive() or send(); None: nobody
         int free_calls
         Py_ssize_t free_bytes
 
+    cdef int expired(self) except -1
     cdef dict take_event(self)
     cdef bint may_send(self) noexcept
     cdef object done(self, Py_ssize_t length)

@@ -24,7 +24,7 @@ cdef enum Phase:                    # of a connection: what its deadline is for
     PHASE_HEAD                      # part of a head
     PHASE_BODY                      # part of a body
     PHASE_WAITING                   # in the line of the gate
-    PHASE_APPLICATION               # a whole request: no deadline
+    PHASE_APPLICATION               # a whole request
     PHASE_IDLE                      # between requests
 
 cdef enum Progress:                 # of a response
@@ -81,6 +81,7 @@ cdef class Http1Factory(ProtocolFactory):
         int64_t limit_body
         int64_t header_timeout, body_timeout, keep_alive_timeout
         int64_t keep_alive_requests, body_min_rate
+        int64_t request_timeout         # milliseconds; 0: none
 
     cdef dict shutdown(self)
     cdef int append_own_fields(self, ResponseHead head, SendBuffer out) except -1
@@ -118,6 +119,7 @@ cdef class Http1Connection(Protocol):
     cdef int _take_body(self) except -1
     cdef bint _may_spawn(self) except -1
     cdef int _spawn(self) except -1
+    cdef int _give_up(self) except -1
     cdef int refuse(self, int status, str reason, bytes fields=*) except -1
     cdef int hand_over(self, Protocol successor) except -1
     cdef int _answer(
@@ -147,7 +149,8 @@ cdef class HttpExchange(Conversation):
         Framing framing
         bint admitted                   # has a place inside the gate
         bint waits                      # in its line
-        int64_t waits_until
+        int64_t deadline                # of that; then of its application; 0: none
+        tuple asked                     # method, path and query, where the application has a deadline
         bint spawned
         bint request_complete
         bint body_ended                 # http.request with more_body False was taken
@@ -171,6 +174,7 @@ cdef class HttpExchange(Conversation):
     cdef int _check_unstarted(self, str kind) except -1
     cdef int _flush(self) except -1
     cdef int opened(self, dict scope, bint has_body) except -1
+    cdef bint is_late(self, int64_t now) noexcept
     cdef int body_arrived(self, const char* data, Py_ssize_t length) except -1
     cdef int disconnect(self, bint lost) except -1
     cdef object start(self, str kind, dict message)

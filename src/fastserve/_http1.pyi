@@ -47,6 +47,7 @@ class Http1Factory(ProtocolFactory):
         keep_alive_timeout: float = 75,
         keep_alive_requests: int = 0,
         body_min_rate: int = 240,
+        request_timeout: float = 0,
     ) -> None: ...
     def drain(self, stage: Stage) -> None: ...
 

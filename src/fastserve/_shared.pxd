@@ -36,7 +36,7 @@ cdef struct Counts:
 # What a worker shows. Each member is an aligned word with one writer, so nobody reads half of one.
 cdef struct Figures:
     int64_t pid                     # of the worker that writes here; 0: nobody's row
-    int64_t beat                    # milliseconds of the monotonic clock: the loop's last turn
+    int64_t beat                    # milliseconds of the monotonic clock: the loop's last turn, or 0
     int64_t connections             # open now
     int64_t in_flight               # requests that have begun and not ended
     int64_t websockets              # open now

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import faulthandler
 import functools
 import os
 import signal
@@ -11,6 +13,7 @@ import threading
 import time
 from typing import NoReturn
 
+from fastserve import stacks
 from fastserve._shared import Row, Table
 from fastserve.application import ApplicationError, load
 from fastserve.asgi import ASGI3
@@ -64,6 +67,7 @@ def work(
     """Serve until the supervisor says so, or is gone. `row`: where the others see this
     process. `application`: None is the one that `config` names. Returns the exit status."""
     _take_signals()
+    _explain_crashes()
     row.take()
     try:
         set_up(**config.logging)
@@ -122,6 +126,9 @@ class Commands:
 
     def _listen(self, worker: Worker) -> None:
         while (message := self._channel.wait()) is not None:
+            if message["do"] == "explain":
+                _explain(worker)
+                os._exit(1)
             command = self._commands[message.pop("do")]
             worker.call_threadsafe(functools.partial(command, **message))
         worker.call_threadsafe(self._abandoned)
@@ -132,6 +139,21 @@ class Commands:
     def _abandoned(self) -> None:
         logger.error("the supervisor is gone: finishing what is under way")
         self._server.stop()
+
+
+def _explain(worker: Worker) -> None:
+    """What the loop cannot do, since it hangs."""
+    logger.error("the threads stand at\n%s", stacks.of_threads().rstrip())
+    logger.error("the tasks stand at\n%s", stacks.of_tasks(worker.tasks()).rstrip())
+
+
+def _explain_crashes() -> None:
+    """On stderr, where every thread stands, when a signal such as SIGSEGV ends this process; also
+    SIGABRT, which the supervisor sends to one that is not able to explain itself."""
+    # Where the application's import has not had it its own way, and there is a stderr.
+    with contextlib.suppress(RuntimeError, ValueError, OSError):
+        if not faulthandler.is_enabled():
+            faulthandler.enable()
 
 
 def _take_signals() -> None:

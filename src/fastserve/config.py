@@ -80,6 +80,9 @@ DEFAULT_BIND = f"127.0.0.1:{DEFAULT_PORT}"
 DEFAULT_STATSD_PORT = 8125
 
 FAREWELL = 2.0
+# By then nobody waits any more for what a worker has under way: proxies give up after as long,
+# WebSockets have missed their pong.
+LOOP_TIMEOUT = 60.0
 # What a process that is to end gets beyond the time that its stages take.
 STOP_MARGIN = 15.0
 
@@ -552,6 +555,28 @@ class Config:
         flag="--keep-alive",
         aliases=(Alias("timeout_keep_alive"), Alias("keep_alive", flag="")),
     )
+    request_timeout: float = option(
+        0.0,
+        TIMES,
+        Seconds(may_be_off=True),
+        "For a whole answer, else 504, or the end of what has begun; 0 is for ever.",
+        aliases=(Alias("http_timeout"),),
+    )
+    timeout: float | None = option(
+        None,
+        TIMES,
+        Seconds(may_be_off=True),
+        "For a turn of a worker's event loop, else it is replaced; 0 is for ever. Unless given,"
+        " 60 s with several workers.",
+        short="-t",
+        aliases=(Alias("timeout_worker_healthcheck"),),
+    )
+    loop_lag_warn: float = option(
+        5.0,
+        TIMES,
+        Seconds(may_be_off=True),
+        "Log where an event loop stands that has had no turn for so long; 0 never does.",
+    )
 
     limit_request_line: int = option(
         8190,
@@ -927,13 +952,21 @@ class Config:
     @property
     def needs_supervisor(self) -> bool:
         """Whether something is asked for that the one process cannot do alone."""
-        asked = (self.workers != 1, self.preload, self.reload, self.recycles)
+        asked = (self.workers != 1, self.preload, self.reload, self.recycles, self.timeout)
         return any((*asked, self.admin_bind, self.statsd_host))
 
     @property
     def recycles(self) -> bool:
         """Whether workers are replaced from time to time."""
         return any((self.max_requests, self.max_lifetime, self.max_rss))
+
+    @property
+    def loop_timeout(self) -> float:
+        """Seconds that a worker's loop has for a turn; 0: any number. While somebody develops,
+        a debugger may well stop it."""
+        if self.timeout is not None:
+            return self.timeout
+        return 0.0 if self.reload else LOOP_TIMEOUT
 
     @property
     def logging(self) -> dict[str, str]:

@@ -137,7 +137,8 @@ class Exposition:
 
 
 def _states(shot: Snapshot) -> dict[str, float]:
-    states: dict[str, float] = {"starting": 0, "serving": 0, "retiring": 0, "draining": 0}
+    states: dict[str, float] = {"starting": 0, "serving": 0, "retiring": 0}
+    states |= {"draining": 0, "hanging": 0}
     for each in shot.workers:
         states[each.state] += 1
     return states

@@ -8,19 +8,20 @@ is one of several.
 from __future__ import annotations
 
 import contextlib
+import functools
 import ipaddress
 import sys
 import traceback
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
-from fastserve import systemd
-from fastserve._conversation import Host
+from fastserve import stacks, systemd
+from fastserve._conversation import ApplicationCall, Host
 from fastserve._forwarded import Trust
 from fastserve._http1 import Gate, Http1Factory
 from fastserve._proxy import ProxyFactory
 from fastserve._reactor import Reactor
-from fastserve._shared import Row
+from fastserve._shared import Row, Table
 from fastserve._tls import TlsFactory
 from fastserve._transport import ProtocolFactory, Stage
 from fastserve._websocket import WebSocketUpgrade
@@ -36,6 +37,7 @@ from fastserve.pidfile import pid_file
 from fastserve.recycling import Recycling
 from fastserve.sockets import Listeners, Sockets
 from fastserve.tls import Certificates
+from fastserve.watchdog import watching
 from fastserve.worker import Event, MissingLibrary, Worker, find
 from fastserve.wsgi import WSGI
 
@@ -305,6 +307,7 @@ class Server:
                 await lifespan.shutdown(min(patience, HURRY), hurry=True)
 
     async def _serve(self, worker: Worker, lifespan: Lifespan) -> None:
+        row = _own_row() if self._row is None else self._row
         with contextlib.ExitStack() as stack:
             reactor = Reactor(
                 worker,
@@ -315,10 +318,15 @@ class Server:
                 report=_report_reactor,
                 max_connections=self.config.max_connections or 0,
                 max_per_address=self.config.max_connections_per_address or 0,
-                row=self._row,
+                row=row,
             )
             stack.callback(reactor.close)
-            host = Host(self.application, worker, report=_report_application)
+            host = Host(
+                self.application,
+                worker,
+                report=_report_application,
+                report_late=functools.partial(_report_late, self.config.request_timeout),
+            )
             trust = _trust(self.config)
             notice = Event(worker)
             factory = _factory(
@@ -334,6 +342,7 @@ class Server:
             )
             worker.drive(reactor)
             stack.callback(worker.stop_driving)
+            stack.enter_context(watching(row, self.config.loop_lag_warn))
             certificates = self._certificates
             factories: dict[bool, ProtocolFactory] = {False: factory}
             if certificates is not None:
@@ -485,6 +494,7 @@ def _factory(
         keep_alive_timeout=config.keep_alive_timeout,
         keep_alive_requests=config.keep_alive_max_requests or 0,
         body_min_rate=config.body_min_rate,
+        request_timeout=config.request_timeout,
     )
 
 
@@ -552,13 +562,31 @@ def _tick_interval(config: Config) -> float:
         config.ws_close_timeout,
         config.ssl_handshake_timeout,
         config.queue_timeout,
+        config.request_timeout,
+        config.loop_lag_warn,
+        config.loop_timeout,
     )
     shortest = min(filter(None, seconds))
     return min(max(shortest / 4, FINEST_TICK), COARSEST_TICK)
 
 
+def _own_row() -> Row:
+    """For a process that has no others to show it to."""
+    table = Table.create(1)
+    table.close()
+    return table.row(0)
+
+
 def _report_application(error: BaseException) -> None:
     _report(error, "exception in the application")
+
+
+def _report_late(seconds: float, request: str, call: ApplicationCall | None) -> None:
+    where = ", as others are"
+    if call is not None:
+        where = f", it stood at\n{stacks.of_call(call).rstrip()}"
+    message = "%s: no whole answer within %g s; the application is cancelled%s"
+    logger.error(message, request, seconds, where)
 
 
 def _report_reactor(error: BaseException) -> None:

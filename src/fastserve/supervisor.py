@@ -38,6 +38,7 @@ from fastserve.metrics import Snapshot, WorkerStatus
 from fastserve.monitoring import Monitoring
 from fastserve.pidfile import pid_file
 from fastserve.sockets import Listeners, Sockets
+from fastserve.watchdog import Pulse
 from fastserve.watcher import Watcher
 
 __all__ = ["Supervisor"]
@@ -87,6 +88,8 @@ MOST_PROCESSES = 4096
 IMPORT = 60.0
 # What is left of a worker's life when nobody wants to wait: its own HURRY, twice, and a bit.
 HURRY = 12.0
+# For a worker whose loop hangs to say where, and then to end.
+LAST_WORDS = 5.0
 
 
 class State(enum.Enum):
@@ -96,6 +99,7 @@ class State(enum.Enum):
     SERVING = enum.auto()
     RETIRING = enum.auto()  # serves until another one has taken its place
     DRAINING = enum.auto()
+    HANGING = enum.auto()  # its loop does not turn: it has to say where it stands, and ends
 
 
 @dataclass
@@ -119,6 +123,7 @@ class Process:
     deadline: float = math.inf  # when it is killed, unless it has got further by then
     started_at: float = field(default_factory=time.monotonic)
     ready_at: float = math.inf
+    pulse: Pulse | None = None  # of its loop, if that may not hang for ever
     failure: tuple[str, int] | None = None  # what it said, and the exit status that it asks for
 
     @property
@@ -133,6 +138,17 @@ class Process:
     @property
     def is_current(self) -> bool:
         return self.state in (State.STARTING, State.SERVING)
+
+    @property
+    def is_ending(self) -> bool:
+        return self.state in (State.DRAINING, State.HANGING)
+
+    @property
+    def next_look(self) -> float:
+        """When something is to be done about it even if nothing happens."""
+        if self.pulse is None or not self.serves:
+            return self.deadline
+        return min(self.deadline, self.pulse.next_look)
 
     def status(self) -> WorkerStatus:
         now = time.monotonic()
@@ -195,7 +211,7 @@ class Supervisor:
         self._current: Generation | None = None
         self._coming: Generation | None = None
         self._restarts = Restarts()
-        self._replaced = Counter(died=0, failed=0, recycled=0)
+        self._replaced = Counter(died=0, failed=0, hung=0, recycled=0)
         self._ended_counts = Row.alone()  # of the workers that are no more
         self._replaces_again = ""  # the reason
         self._main_pid: tuple[str, ...] = ()  # which the service manager does not know yet
@@ -275,6 +291,8 @@ class Supervisor:
                 self._ended(process, status)
             elif process.deadline <= time.monotonic():
                 self._overdue(process)
+            elif process.next_look <= time.monotonic():
+                self._feel_pulse(process)
 
     def _hear(self, process: Process) -> None:
         messages = process.channel.receive()
@@ -296,6 +314,8 @@ class Supervisor:
             process.state = State.SERVING
             process.deadline = math.inf
             process.ready_at = time.monotonic()
+            if process.generation.config.loop_timeout:
+                process.pulse = Pulse(process.row, process.generation.config.loop_timeout)
             logger.info("worker %d is ready", process.pid)
 
     def _ended(self, process: Process, status: int) -> None:
@@ -336,7 +356,33 @@ class Supervisor:
             if too_many and not self._config.reload:
                 self._give_up(how, exit_status)
 
+    def _feel_pulse(self, process: Process) -> None:
+        assert process.pulse is not None
+        process.pulse.look()
+        still = process.pulse.still
+        if still < process.generation.config.loop_timeout:
+            return
+        if _is_stopped(process.pid):
+            logger.warning("worker %d was stopped, by SIGSTOP or a debugger", process.pid)
+            process.pulse.still = 0.0
+            return
+        logger.error(
+            "worker %d: its loop has not turned for %.1f s; another one takes its place",
+            process.pid,
+            still,
+        )
+        self._replaced["hung"] += 1
+        process.state = State.HANGING
+        process.deadline = time.monotonic() + LAST_WORDS
+        process.channel.send(do="explain")
+
     def _overdue(self, process: Process) -> None:
+        if process.state is State.HANGING:
+            logger.error("worker %d cannot say where it hangs: sending SIGABRT", process.pid)
+            process.state = State.DRAINING
+            process.deadline = time.monotonic() + LAST_WORDS
+            os.kill(process.pid, signal.SIGABRT)
+            return
         what = "start" if process.state is State.STARTING else "end"
         logger.error("worker %d did not %s in time, and is killed", process.pid, what)
         process.deadline = math.inf
@@ -361,7 +407,7 @@ class Supervisor:
 
     def _next_turn(self) -> float:
         """When there is something to do even if nothing happens."""
-        soonest = min([each.deadline for each in self._processes], default=math.inf)
+        soonest = min([each.next_look for each in self._processes], default=math.inf)
         if self._stopping or (self._current is None and self._coming is None):
             return soonest
         if self._coming is not None:
@@ -393,7 +439,7 @@ class Supervisor:
         else:
             logger.info("reloaded: %d new workers serve", self._count)
         for process in self._processes:
-            if process.generation is not coming and process.state is not State.DRAINING:
+            if process.generation is not coming and not process.is_ending:
                 self._dismiss(process)
         self._current = coming
         self._restarts.succeeded()
@@ -592,7 +638,7 @@ class Supervisor:
         # Else connections would be accepted that nobody serves.
         self._sockets.stop_listening()
         for process in self._processes:
-            if process.state is not State.DRAINING:
+            if not process.is_ending:
                 self._drain(process, **how)
 
     def _end_at_once(self, number: int) -> None:
@@ -720,6 +766,15 @@ def _how(status: int) -> str:
 def _poll(pid: int) -> int | None:
     ended, status = os.waitpid(pid, os.WNOHANG)
     return os.waitstatus_to_exitcode(status) if ended else None
+
+
+def _is_stopped(pid: int) -> bool:
+    """By a signal, or by a debugger."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] in "Tt"
+    except OSError:
+        return False
 
 
 def _refuse_threads() -> None:

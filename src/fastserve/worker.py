@@ -12,7 +12,7 @@ import contextvars
 import importlib
 import importlib.util
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Generator, Iterable
 from typing import Any, ClassVar, Protocol
 
 from fastserve._conversation import ApplicationCall, Conversation
@@ -103,6 +103,10 @@ class Worker(ABC):
         """Call `callback` when the loop has its next turn."""
 
     @abstractmethod
+    def cancel(self, calls: Collection[ApplicationCall]) -> None:
+        """Cancel those of `calls` that are still under way."""
+
+    @abstractmethod
     def watch(self, fd: int, token: int, before: int, interest: int) -> None:
         """Call `reactor.ready(token, READABLE or WRITABLE)` for what is in `interest`,
         and no longer for what was only in `before`."""
@@ -142,6 +146,10 @@ class Worker(ABC):
     @abstractmethod
     def cancel_calls(self) -> None:
         """Cancel every call of the application that is under way."""
+
+    @abstractmethod
+    def tasks(self) -> Iterable[tuple[str, Any]]:
+        """From any thread: the name of each task in the loop, and its coroutine."""
 
     @abstractmethod
     def call_threadsafe(self, callback: Callable[..., object], *args: Any) -> None:

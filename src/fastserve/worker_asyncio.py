@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable
 from typing import Any, ClassVar
 
 from fastserve._conversation import ApplicationCall, Conversation, TaskStarter
@@ -84,6 +84,11 @@ class AsyncioWorker(Worker):
 
     def soon(self, callback: Callable[[], object]) -> None:
         self.loop.call_soon(callback)
+
+    def cancel(self, calls: Collection[ApplicationCall]) -> None:
+        for task in self.calls:
+            if task.get_coro() in calls:
+                task.cancel()
 
     def watch(self, fd: int, token: int, before: int, interest: int) -> None:
         if (before ^ interest) & READABLE:
@@ -167,6 +172,9 @@ class AsyncioWorker(Worker):
     def cancel_calls(self) -> None:
         for task in self.calls:
             task.cancel()
+
+    def tasks(self) -> Iterable[tuple[str, Any]]:
+        return [(task.get_name(), task.get_coro()) for task in asyncio.all_tasks(self.loop)]
 
     def call_threadsafe(self, callback: Callable[..., object], *args: Any) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed

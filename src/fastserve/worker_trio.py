@@ -5,7 +5,15 @@ from __future__ import annotations
 import collections
 import contextlib
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Coroutine,
+    Generator,
+    Iterable,
+)
 from typing import Any, ClassVar
 
 import trio
@@ -72,7 +80,7 @@ class TrioWorker(Worker):
         self.calls: collections.deque[ApplicationCall] = collections.deque()
         self.has_runner = False
         self.idle: list[PooledTask] = []
-        self.scopes: set[trio.CancelScope] = set()
+        self.scopes: dict[Task, trio.CancelScope] = {}
         self.callbacks: list[Callable[[], object]] = []
         self.caller = TrioWaiter()
         self.watchers: dict[tuple[int, int], trio.CancelScope] = {}
@@ -83,6 +91,7 @@ class TrioWorker(Worker):
         self.nursery: trio.Nursery
         self.nursery_manager = trio.open_nursery()
         self.token = trio.lowlevel.current_trio_token()
+        self.root = trio.lowlevel.current_root_task()
 
     @classmethod
     def run(cls, main: Callable[[], Coroutine[Any, Any, None]], *, debug: bool = False) -> None:
@@ -118,7 +127,7 @@ class TrioWorker(Worker):
         sound = True
         # One scope for the task's whole life: one for each call costs far more.
         scope = trio.CancelScope()
-        self.scopes.add(scope)
+        self.scopes[task] = scope
         try:
             with scope:
                 status = getattr(task, "_cancel_status", None)
@@ -147,7 +156,7 @@ class TrioWorker(Worker):
             if sound:
                 raise  # otherwise trio complains of what this task ends for
         finally:
-            self.scopes.discard(scope)
+            del self.scopes[task]
             if is_runner:
                 give_way()
 
@@ -191,6 +200,12 @@ class TrioWorker(Worker):
             callbacks, self.callbacks = self.callbacks, []
             for callback in callbacks:
                 callback()
+
+    def cancel(self, calls: Collection[ApplicationCall]) -> None:
+        for task, scope in self.scopes.items():
+            # What `_run_calls` awaits.
+            if getattr(task.coro, "cr_await", None) in calls:
+                scope.cancel()
 
     def watch(self, fd: int, token: int, before: int, interest: int) -> None:
         for direction in (READABLE, WRITABLE):
@@ -267,8 +282,16 @@ class TrioWorker(Worker):
         return not scope.cancelled_caught
 
     def cancel_calls(self) -> None:
-        for scope in self.scopes:
+        for scope in self.scopes.values():
             scope.cancel()
+
+    def tasks(self) -> Iterable[tuple[str, Any]]:
+        left = [] if self.root is None else [self.root]
+        while left:
+            task = left.pop()
+            yield task.name, task.coro
+            for nursery in task.child_nurseries:
+                left += nursery.child_tasks
 
     def call_threadsafe(self, callback: Callable[..., object], *args: Any) -> None:
         with contextlib.suppress(trio.RunFinishedError):
