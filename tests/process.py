@@ -174,6 +174,12 @@ class Process(Program):
         return self.err.wait_for(pattern, patience)
 
 
+def workers_of(server: Process) -> list[int]:
+    """The ids of the workers that have become ready, in this order."""
+    lines = "\n".join(server.err.lines)
+    return [int(pid) for pid in re.findall(r"worker (\d+) is ready", lines)]
+
+
 ACTIVATED = """
 import os, sys
 for place, fd in enumerate(map(int, os.environ.pop("HANDED").split(",")), 3):

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from conftest import PATIENCE, WORKERS, Client, handshake, request
-from process import DRAINING, Load, Process, eventually, refuses
+from process import DRAINING, Load, Process, eventually, refuses, workers_of
 
 from fastserve.config import FAREWELL, Config, ConfigError
 from fastserve.launch import run
@@ -53,12 +53,6 @@ def served(process: Start) -> Start:
         return process(*arguments, **{"env": {}, **more})
 
     return start
-
-
-def workers_of(server: Process) -> list[int]:
-    """The ids of the workers that have become ready, in this order."""
-    lines = "\n".join(server.err.lines)
-    return [int(pid) for pid in re.findall(r"worker (\d+) is ready", lines)]
 
 
 def is_gone(pid: int) -> bool:

@@ -421,6 +421,7 @@ class Supervisor:
         taken = {each.row.index for each in self._processes}
         for index in range(self._table.rows):
             if index not in taken:
+                self._table.used = max(taken | {index}) + 1
                 return self._table.row(index)
         raise ServerError(f"there can be no more than {self._table.rows} processes")
 

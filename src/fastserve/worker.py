@@ -103,6 +103,10 @@ class Worker(ABC):
         """Call `callback` when the loop has its next turn."""
 
     @abstractmethod
+    def later(self, seconds: float, callback: Callable[[], object]) -> None:
+        """Call `callback`, which raises nothing, in so many seconds."""
+
+    @abstractmethod
     def watch(self, fd: int, token: int, before: int, interest: int) -> None:
         """Call `reactor.ready(token, READABLE or WRITABLE)` for what is in `interest`,
         and no longer for what was only in `before`."""

@@ -84,6 +84,9 @@ class AsyncioWorker(Worker):
     def soon(self, callback: Callable[[], object]) -> None:
         self.loop.call_soon(callback)
 
+    def later(self, seconds: float, callback: Callable[[], object]) -> None:
+        self.loop.call_later(seconds, callback)
+
     def watch(self, fd: int, token: int, before: int, interest: int) -> None:
         if (before ^ interest) & READABLE:
             if interest & READABLE:
