@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Client, request
+from conftest import PATIENCE, Client, request
 from process import Process, eventually, workers_of
 
 from fastserve._shared import Row, Table
@@ -69,7 +69,8 @@ def serving() -> Iterator[Start]:
     with contextlib.ExitStack() as stack:
 
         def start(*arguments: str) -> Process:
-            server = Process("-w", "4", "-b", "127.0.0.1:0", "--lifespan", "off", *arguments)
+            address = () if "-b" in arguments else ("-b", "127.0.0.1:0")
+            server = Process("-w", "4", "--lifespan", "off", *address, *arguments)
             stack.callback(server.end)
             return server
 
@@ -167,3 +168,33 @@ def test_what_the_workers_show(serving: Start, kind: tuple[str, ...]) -> None:
         server.says("begun")
         os.kill(row.pid, signal.SIGTERM)
         eventually(lambda: (row.connections, row.listening) == (1, 0))
+
+
+# Each worker with a socket of its own.
+
+
+def test_a_socket_for_each_worker(serving: Start, worker: str) -> None:
+    server = serving("-k", worker, "--reuse-port", "served:app")
+    with Crowd(server.address) as crowd:
+        # The system spreads them as it likes.
+        eventually(lambda: crowd.connect(20) and len(crowd.workers) == 4)
+        assert {row.listening for row in rows_of(server)} == {0}
+        server.send_signal(signal.SIGHUP)
+        server.logs("reloaded: 4 new workers serve", 3 * PATIENCE)
+        old = set(crowd.workers)
+        eventually(lambda: not crowd.connect(5) & old)
+
+
+def test_another_server_on_the_same_port(serving: Start, worker: str) -> None:
+    """Of one process or of several."""
+    server = serving("-k", worker, "--reuse-port", "served:app")
+    bind = ("-k", worker, "-b", f"127.0.0.1:{server.address[1]}", "served:app")
+    other = serving(*bind, "-w", "1", "--reuse-port")
+    assert other.address[1] == server.address[1]
+    with Crowd(server.address) as crowd:
+        eventually(lambda: crowd.connect(20) and len(crowd.workers) == 5)
+    server.send_signal(signal.SIGTERM)
+    assert server.wait() == 0
+    with Crowd(server.address) as crowd:
+        assert crowd.connect(5) == {other.popen.pid}
+        assert serving(*bind).wait() == 1

@@ -341,12 +341,14 @@ class Server:
                     factories[secure] = ProxyFactory(
                         inner, trust, timeout=self.config.header_timeout
                     )
+            self._sockets.listen(self.config.backlog)
             for each in self._sockets.listening:
                 reactor.listen(
                     each.socket.fileno(),
                     factories[each.secure],
                     each.address,
                     shared=each.shared,
+                    own=each.own,
                 )
             draining = Draining(
                 worker, reactor, host, factory, self._sockets, notice=notice, over=self._over

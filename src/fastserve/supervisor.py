@@ -58,6 +58,7 @@ FIXED = (
     "user",
     "group",
     "backlog",
+    "reuse_port",
     "pid",
     "preload",
     "reload",
@@ -202,7 +203,8 @@ class Supervisor:
                 changed = functools.partial(self._files_changed, watcher)
                 self._selector.register(watcher, selectors.EVENT_READ, changed)
             self._selector.register(signals, selectors.EVENT_READ)
-            self._sockets = stack.enter_context(contextlib.closing(Sockets(self._config, handed)))
+            sockets = Sockets(self._config, handed, reserve=self._config.reuse_port)
+            self._sockets = stack.enter_context(contextlib.closing(sockets))
             self._table = stack.enter_context(contextlib.closing(Table.create(MOST_PROCESSES)))
             if self._predecessor is None:
                 self._write_pid()
