@@ -3,6 +3,8 @@
 None takes part in the lifespan protocol; raising is how an application says so.
 """
 
+import os
+import time
 from pathlib import Path
 
 HELLO = b"Hello, world!"
@@ -20,6 +22,17 @@ async def plaintext(scope, receive, send):
     assert scope["type"] == "http"
     await send({"type": "http.response.start", "status": 200, "headers": HELLO_HEADERS})
     await send({"type": "http.response.body", "body": HELLO})
+
+
+async def worker(scope, receive, send):
+    """Which process answers. /block/SECONDS keeps it from doing anything else for so long."""
+    assert scope["type"] == "http"
+    if scope["path"].startswith("/block/"):
+        time.sleep(float(scope["path"].removeprefix("/block/")))
+    body = b"%d" % os.getpid()
+    length = (b"content-length", b"%d" % len(body))
+    await send({"type": "http.response.start", "status": 200, "headers": [length]})
+    await send({"type": "http.response.body", "body": body})
 
 
 async def echo(scope, receive, send):

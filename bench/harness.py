@@ -169,13 +169,14 @@ def run(bench: Bench, visit: Callable[[str, int], Iterator[SampleT]]) -> list[Sa
     return samples
 
 
-def settle(server: servers.Server) -> None:
-    """Wait, not for long, until the server is done with what came before."""
-    deadline = time.monotonic() + SETTLE_SECONDS
+def settle(server: servers.Server, quiet: float = 0.1, patience: float = SETTLE_SECONDS) -> None:
+    """Wait, not for long, until the server is done with what came before: until it has used no
+    more of its processor for `quiet` seconds."""
+    deadline = time.monotonic() + patience
     spent = -1.0
     while spent != server.cpu_seconds() and time.monotonic() < deadline:
         spent = server.cpu_seconds()
-        time.sleep(0.1)
+        time.sleep(quiet)
 
 
 def failure(error: Exception, server: servers.Server) -> str:

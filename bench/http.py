@@ -8,7 +8,6 @@ error does not count and makes the script fail.
 
 from __future__ import annotations
 
-import os
 import ssl
 import subprocess
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from pathlib import Path
 import environment
 import harness
 import servers
+import wrk
 from client import HOST, AnswerError, Client, connect
 from harness import START_SECONDS, Bench, Results, rate, settle
 
@@ -167,56 +167,7 @@ class Sample(harness.Sample):
     p99_us: float = 0.0
 
 
-# --- one run of wrk ---------------------------------------------------------------------------
-
-# wrk.init makes the request that is then sent without asking Lua again; a global function
-# "request" would be called for each. What must be sent is put where init leaves its own.
-LUA = """\
-local init = wrk.init
-wrk.init = function(arguments)
-   init(arguments)
-   wrk.request = function() return "%s" end
-end
-done = function(summary, latency)
-   local errors = summary.errors
-   io.write(string.format("RESULT %%d %%d %%d %%d %%d %%d %%d %%d %%d\\n",
-      summary.requests, summary.duration,
-      errors.connect, errors.read, errors.write, errors.status, errors.timeout,
-      latency:percentile(50), latency:percentile(99)))
-end
-"""
-
-
-def lua_script(request: bytes) -> str:
-    return LUA % "".join(f"\\{byte:03d}" for byte in request)
-
-
-def run_wrk(
-    scenario: Scenario, port: int, seconds: int, core: int, work: Path
-) -> tuple[int, float, float, float]:
-    """Requests, seconds, and the median and 99th percentile latency in microseconds."""
-    script = work / "wrk.lua"
-    script.write_text(lua_script(scenario.request(port)))
-    command = ["wrk", "-t1", f"-c{scenario.connections}", f"-d{seconds}s", "--timeout", "10s"]
-    scheme = "https" if scenario.mode == "tls" else "http"
-    command += ["-s", str(script), f"{scheme}://{HOST}:{port}/"]
-    done = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        timeout=seconds + 30,
-        preexec_fn=lambda: os.sched_setaffinity(0, {core}),
-    )
-    results = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    if not results:
-        raise AnswerError(f"wrk gave no result: {done.stdout[-500:]}{done.stderr[-500:]}")
-    requests, duration, *errors, p50, p99 = (int(value) for value in results[0])
-    if any(errors):
-        kinds = zip(("connect", "read", "write", "status", "timeout"), errors, strict=True)
-        raise AnswerError("wrk saw errors: " + ", ".join(f"{kind} {n}" for kind, n in kinds if n))
-    if not requests:
-        raise AnswerError("wrk completed no request")
-    return requests, duration / 1e6, p50, p99
+# --- one run ----------------------------------------------------------------------------------
 
 
 def check_and_warm_up(server: servers.Server, name: str, scenario: Scenario) -> None:
@@ -242,8 +193,14 @@ def measure(bench: Bench, server: servers.Server, name: str, key: str, number: i
         check_and_warm_up(server, name, scenario)
         settle(server)
         before = server.cpu_seconds()
-        requests, seconds, p50, p99 = run_wrk(
-            scenario, server.port, bench.seconds, bench.load_core, bench.installation.work
+        requests, seconds, p50, p99 = wrk.run(
+            scenario.request(server.port),
+            server.port,
+            bench.installation.work,
+            connections=scenario.connections,
+            seconds=bench.seconds,
+            core=bench.load_core,
+            scheme="https" if scenario.mode == "tls" else "http",
         )
         spent = server.cpu_seconds() - before
         if scenario.mode == "logged" and bench.installation.logged_bytes() < LINE_LEAST * requests:

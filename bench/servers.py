@@ -25,7 +25,7 @@ CLOCK_TICK = os.sysconf("SC_CLK_TCK")
 
 # The words of a command are formatted one by one; `{python}` is the interpreter that has the
 # server. Access logs are off and there is one worker everywhere; all else is left at its default.
-OURS = "{python} -m fastserve -k WORKER --app-dir {app_dir} -b {host}:{port} apps:{app}"
+OURS = "{python} -m fastserve -k WORKER --workers 1 --app-dir {app_dir} -b {host}:{port} apps:{app}"
 UVICORN = (
     "{python} -m uvicorn --loop uvloop --http PARSER --workers 1 --no-access-log"
     " --log-level warning --app-dir {app_dir} --host {host} --port {port} apps:{app}"
@@ -67,6 +67,20 @@ WEBSOCKET_COMMANDS = {
     "granian": COMMANDS["granian"],
     "hypercorn-uvloop": COMMANDS["hypercorn-uvloop"],
     "hypercorn-trio": COMMANDS["hypercorn-trio"],
+}
+
+# Who is asked with several workers: one of each.
+WORKERS_COMMANDS = {
+    "fastserve-uvloop": COMMANDS["fastserve-uvloop"],
+    "fastserve-asyncio": COMMANDS["fastserve-asyncio"],
+    "fastserve-trio": COMMANDS["fastserve-trio"],
+    # With an option that needs a supervisor, also where there is one worker.
+    "fastserve-supervised": COMMANDS["fastserve-uvloop"] + " --max-lifetime 86400",
+    "fastserve-reuse-port": COMMANDS["fastserve-uvloop"] + " --reuse-port",
+    "uvicorn": COMMANDS["uvicorn"],
+    "granian": COMMANDS["granian"],
+    "gunicorn": COMMANDS["gunicorn"],
+    "hypercorn-uvloop": COMMANDS["hypercorn-uvloop"],
 }
 
 
@@ -144,6 +158,7 @@ class Installation:
         port: int,
         floor_answer: str,
         mode: str = "",
+        workers: int = 1,
     ) -> list[str]:
         """`floor_answer` is for the floor, which has no application: see floor.c."""
         values = {
@@ -158,7 +173,8 @@ class Installation:
             "keyfile": str(CERTIFICATES / "server.key"),
             "access_log": str(self.access_log),
         }
-        command = (COMMANDS | WEBSOCKET_COMMANDS)[name]
+        command = (COMMANDS | WEBSOCKET_COMMANDS | WORKERS_COMMANDS)[name]
+        command = command.replace("--workers 1", f"--workers {workers}")
         if mode:
             without, more = MODES[mode][name.partition("-")[0]]
             command = command.replace(without, "") + more

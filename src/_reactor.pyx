@@ -310,7 +310,7 @@ cdef class EpollPoller(Poller):
             reactor.dispatch(self.events[index].data.u64, happened)
         if due:
             reactor.note_lag(<int64_t>expirations)
-            reactor.check_deadlines()
+            reactor.ticked()
         return count
 
     cdef int fileno(self) noexcept:
@@ -382,9 +382,13 @@ cdef class Reactor:
         self.max_per_address = max_per_address
         self.row = row
         self.addresses = {}
-        self.tick_interval = tick_interval
+        # Where others look, a loop that has nothing to do has to be told from one that is stuck.
+        self.ticks_per_check = 1
+        if row is not None and row.table is not None:
+            self.ticks_per_check = 1 + <int>(1000 * tick_interval / BEAT_MS)
+        self.tick_interval = tick_interval / self.ticks_per_check
         if poller == "epoll":
-            self.poller = EpollPoller(_milliseconds(tick_interval))
+            self.poller = EpollPoller(_milliseconds(self.tick_interval))
         else:
             self.poller = LoopPoller(worker)
         self.first_free = -1
@@ -394,7 +398,7 @@ cdef class Reactor:
         self.block = <char*>PyMem_Malloc(RECEIVE_SIZE)
         if self.block == NULL:
             raise MemoryError()
-        self.next_tick = fs_monotonic_us() + 1000 * _milliseconds(tick_interval)
+        self.next_tick = fs_monotonic_us() + 1000 * _milliseconds(self.tick_interval)
         self.show()
 
     def __dealloc__(self):
@@ -406,21 +410,30 @@ cdef class Reactor:
         return self.poller.fileno()
 
     def listen(
-        self, int fd, ProtocolFactory factory not None, server=None, *, bint shared=False
+        self,
+        int fd,
+        ProtocolFactory factory not None,
+        server=None,
+        *,
+        bint shared=False,
+        bint own=False,
     ):
         """Accept connections from the listening socket `fd` (non-blocking).
 
         `server`: the ASGI `server` of all its connections; None: each one's own. `shared`:
-        another process listens on it as well, or goes on with it."""
+        another process listens on it as well, or goes on with it. `own`: of several workers
+        this one alone does; otherwise they share its connections."""
         cdef Listener listener = Listener.__new__(Listener)
         listener.reactor = self
         listener.factory = factory
         listener.server = server
         listener.fd = fd
         listener.shared = shared
+        listener.own = own
+        listener.fair = self.row is not None and self.row.table is not None and not own
         listener.slot = self.add_slot(listener, True)
         self.listeners.append(listener)
-        self.poller.watch(fd, self.token(listener.slot), -1, READABLE)
+        listener.resume()
 
     def poll(self):
         """Handle what is ready, without blocking; how many events that were."""
@@ -449,6 +462,7 @@ cdef class Reactor:
             return False
         self.polling = True
         try:
+            self.show()
             count = self.dispatch(token, events)
             self.run_deferred()
         finally:
@@ -464,7 +478,7 @@ cdef class Reactor:
         self.show()
         self.note_lag(0)
         try:
-            self.check_deadlines()
+            self.ticked()
         finally:
             self.polling = False
         self.arm_deferred()
@@ -476,10 +490,11 @@ cdef class Reactor:
         `others_accept`: none of them is, since processes like this one go on with them all."""
         cdef Listener listener
         for listener in self.listeners:
-            if not (listener.shared or others_accept):
+            if listener.own or not (listener.shared or others_accept):
                 listener.accept_rest()
             listener.close()
         self.listeners = []
+        self.show_listeners()
         self.on_empty = on_empty
         if self.connections == 0:
             on_empty()
@@ -539,7 +554,7 @@ cdef class Reactor:
         if self.slots[slot].is_listener:
             listener = <Listener>self.slots[slot].source
             try:
-                listener.accept_some()
+                listener.ready()
             except Exception as error:
                 self.report(error)
             return 0
@@ -548,6 +563,13 @@ cdef class Reactor:
             return transport.ready(events)
         except BaseException as error:
             self.fail(transport, error)
+        return 0
+
+    cdef int ticked(self) except -1:
+        self.ticks += 1
+        if self.ticks >= self.ticks_per_check:
+            self.ticks = 0
+            self.check_deadlines()
         return 0
 
     cdef int check_deadlines(self) except -1:
@@ -642,6 +664,7 @@ cdef class Reactor:
         self.connections += 1
         if self.row is not None:
             self.row.figures.counts.accepted += 1
+        self.show_connections()
         if not self.max_per_address or transport.client is None:
             return True
         host = transport.client[0]
@@ -655,6 +678,7 @@ cdef class Reactor:
         cdef Listener listener
         cdef object host = transport.counted
         self.connections -= 1
+        self.show_connections()
         if host is not None:
             self.addresses[host] -= 1
             if not self.addresses[host]:
@@ -664,14 +688,20 @@ cdef class Reactor:
             for listener in self.listeners:
                 if listener.held:
                     listener.resume()
+        for listener in self.listeners:
+            if listener.left and not self.is_busier():
+                listener.resume()
         if self.connections == 0 and self.on_empty is not None:
             self.on_empty()
         return 0
 
     cdef void show(self) noexcept:
-        """That the loop turns, and what there is to do."""
+        """That the loop turns."""
         if self.row is not None:
             self.row.figures.beat = fs_monotonic_ms()
+
+    cdef void show_connections(self) noexcept:
+        if self.row is not None:
             self.row.figures.connections = self.connections
 
     cdef void note_lag(self, int64_t ticks) noexcept:
@@ -690,6 +720,18 @@ cdef class Reactor:
     cdef void count_received(self, Py_ssize_t length) noexcept:
         if self.row is not None:
             self.row.figures.counts.received += length
+    cdef void show_listeners(self) noexcept:
+        """What other workers may leave connections to this one at."""
+        cdef Listener listener
+        cdef int count = 0
+        if self.row is not None:
+            for listener in self.listeners:
+                count += listener.fair and (listener.watched or listener.left)
+            self.row.figures.listening = count
+
+    cdef bint is_busier(self) noexcept:
+        """Than some other worker that would take a connection."""
+        return self.row is not None and self.row.is_busier(fs_monotonic_ms())
 
     cdef SendBuffer take_buffer(self):
         return self.spare.pop() if self.spare else SendBuffer.__new__(SendBuffer)
@@ -733,21 +775,34 @@ cdef class Reactor:
 
 @cython.final
 cdef class Listener:
-    """A listening socket in the reactor."""
+    """A listening socket in the reactor.
 
-    cdef int accept_rest(self) except -1:
-        """What is in the queue, but not for ever what comes in the meantime."""
-        for _ in range(QUEUE_MOST // ACCEPT_BATCH):
-            if self.paused_until or self.held or not self.accept_some():
+    One that several workers have is readable to all of them. A worker that has more connections
+    than another leaves them to it: it stops watching for a moment. What is still there then, it
+    takes, whatever the table says: nobody waits for a worker that only seems to be well.
+    """
+
+    cdef int ready(self) except -1:
+        if self.fair and self.reactor.is_busier():
+            return self.leave()
+        for _ in range(ACCEPT_BATCH // FEW):
+            if not self.accept_few() or self.fair and self.reactor.is_busier():
                 break
         return 0
 
-    cdef bint accept_some(self) except -1:
+    cdef int accept_rest(self) except -1:
+        """What is in the queue, but not for ever what comes in the meantime."""
+        for _ in range(QUEUE_MOST // FEW):
+            if self.paused_until or self.held or not self.accept_few():
+                break
+        return 0
+
+    cdef bint accept_few(self) except -1:
         """Whether there may be more."""
         cdef sockaddr_storage address
         cdef socklen_t length
         cdef int fd, error
-        for _ in range(ACCEPT_BATCH):
+        for _ in range(FEW):
             if 0 < self.reactor.max_connections <= self.reactor.connections:
                 self.hold()
                 return False
@@ -764,9 +819,34 @@ cdef class Listener:
                 return False
         return True
 
+    cdef int leave(self) except -1:
+        self.unwatch()
+        self.left = True
+        if not self.looking:
+            self.looking = True
+            self.reactor.worker.later(LEAVE_MS / 1000, self.look_again)
+        return 0
+
+    def look_again(self):
+        self.looking = False
+        if self.left:
+            try:
+                self.insist()
+            except Exception as error:
+                self.reactor.report(error)
+
+    cdef int insist(self) except -1:
+        """Take what nobody has taken; not all of it, so that a burst is still shared."""
+        if self.accept_few() and self.reactor.is_busier():
+            self.leave()
+        elif self.left:
+            self.resume()
+        return 0
+
     cdef int pause(self, int error) except -1:
-        self.reactor.poller.forget(self.fd, self.reactor.token(self.slot), READABLE)
+        self.unwatch()
         self.paused_until = fs_monotonic_ms() + ACCEPT_PAUSE_MS
+        self.reactor.show_listeners()
         if not self.complained:
             self.complained = True
             self.reactor.report(OSError(error, f"accepting pauses: {os.strerror(error).lower()}"))
@@ -774,19 +854,29 @@ cdef class Listener:
 
     cdef int hold(self) except -1:
         """Leave new connections waiting until one of those there has ended."""
+        self.unwatch()
         self.held = self.reactor.holding = True
-        self.reactor.poller.forget(self.fd, self.reactor.token(self.slot), READABLE)
+        self.reactor.show_listeners()
         return 0
 
     cdef int resume(self) except -1:
         self.paused_until = 0
         self.held = False
+        self.left = False
+        self.watched = True
         self.reactor.poller.watch(self.fd, self.reactor.token(self.slot), -1, READABLE)
+        self.reactor.show_listeners()
+        return 0
+
+    cdef int unwatch(self) except -1:
+        self.left = False
+        if self.watched:
+            self.watched = False
+            self.reactor.poller.forget(self.fd, self.reactor.token(self.slot), READABLE)
         return 0
 
     cdef int close(self) except -1:
-        if not self.paused_until and not self.held:
-            self.reactor.poller.forget(self.fd, self.reactor.token(self.slot), READABLE)
+        self.unwatch()
         self.reactor.free_slot(self.slot)
         return 0
 

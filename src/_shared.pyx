@@ -34,10 +34,11 @@ cdef class Table:
     def __cinit__(self, int fd):
         """Map the table that `fd` is. Raises OSError, ValueError."""
         self.fd = -1
-        self.rows = os.fstat(fd).st_size // ROW_SIZE
-        self.mapping = mmap.mmap(fd, self.rows * ROW_SIZE)
+        self.rows = os.fstat(fd).st_size // ROW_SIZE - 1
+        self.mapping = mmap.mmap(fd, (1 + self.rows) * ROW_SIZE)
         PyObject_GetBuffer(self.mapping, &self.view, PyBUF_WRITABLE)
         self.mapped = True
+        self.head = <Head*>self.view.buf
         self.fd = fd
 
     def __dealloc__(self):
@@ -49,11 +50,20 @@ cdef class Table:
         """A new table, all of whose rows are nobody's. Raises OSError."""
         cdef int fd = _nameless_file()
         try:
-            os.ftruncate(fd, rows * ROW_SIZE)
+            os.ftruncate(fd, (1 + rows) * ROW_SIZE)
             return Table(fd)
         except BaseException:
             os.close(fd)
             raise
+
+    @property
+    def used(self):
+        """Every row from this index on is nobody's: nobody need look there."""
+        return self.head.used
+
+    @used.setter
+    def used(self, Py_ssize_t used):
+        self.head.used = used
 
     def row(self, Py_ssize_t index):
         """Raises IndexError."""
@@ -63,8 +73,11 @@ cdef class Table:
         row = Row.__new__(Row)
         row.table = self
         row.index = index
-        row.figures = <Figures*>(<char*>self.view.buf + index * ROW_SIZE)
+        row.figures = self.figures(index)
         return row
+
+    cdef Figures* figures(self, Py_ssize_t index) noexcept:
+        return <Figures*>(<char*>self.view.buf + (1 + index) * ROW_SIZE)
 
     def close(self):
         """Close the descriptor; the rows stay."""
@@ -95,6 +108,11 @@ cdef class Row:
     @property
     def connections(self):
         return self.figures.connections
+
+    @property
+    def listening(self):
+        """How many sockets that other workers have too it accepts connections from."""
+        return self.figures.listening
 
     @property
     def in_flight(self):
@@ -160,6 +178,23 @@ cdef class Row:
     def clear(self):
         """Make it nobody's: the process that wrote here has ended."""
         memset(self.figures, 0, sizeof(Figures))
+
+    cdef bint is_busier(self, int64_t now) noexcept:
+        """Whether some worker that would take a connection has fewer of them than this one."""
+        cdef int64_t mine = self.figures.connections
+        cdef Figures* other
+        cdef int64_t index
+        if self.table is None:
+            return False
+        for index in range(self.table.head.used):
+            other = self.table.figures(index)
+            if (
+                other.connections + other.connections // SLACK < mine
+                and other.listening
+                and now - other.beat <= FRESH_MS
+            ):
+                return True
+        return False
 
     def add(self, Row other not None):
         """Count what `other` has counted, too."""

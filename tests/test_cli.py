@@ -199,6 +199,7 @@ def test_every_option_arrives(server: FakeServer, app_dir: Path) -> None:
         "user": "0",
         "group": "0",
         "backlog": 5,
+        "reuse_port": True,
         "poller": "loop",
         "pid": "/tmp/x.pid",
         "debug": True,

@@ -2,7 +2,7 @@
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from fastserve._buffer cimport SendBuffer
-from fastserve._shared cimport Row
+from fastserve._shared cimport BEAT_MS, Row
 from fastserve._transport cimport Protocol, ProtocolFactory, Stage, Transport
 
 cdef enum:
@@ -10,6 +10,8 @@ cdef enum:
     BATCH = 256                 # events handled before the loop gets its turn
     ACCEPT_BATCH = 64           # connections accepted for one event
     QUEUE_MOST = 64 * 1024      # that may wait to be accepted
+    FEW = 2                     # taken before another look at how many the other workers have
+    LEAVE_MS = 4                # how long they are left to those
     CHOKE_ABOVE = 64 * 1024     # unsent bytes from which on a sender has to wait,
     RESUME_BELOW = 16 * 1024    # and until when
     LINGER_MS = 2000            # how long, and for how many bytes, input is thrown away
@@ -63,6 +65,8 @@ cdef class Reactor:
         Row row                         # what the other processes are shown, or None
         int64_t next_tick               # when it is due, in microseconds of the monotonic clock
         list spare                      # SendBuffers to use again
+        int ticks_per_check             # of the deadlines; the other ticks are heartbeats alone
+        int ticks
         readonly double tick_interval   # seconds
         readonly Py_ssize_t connections
         readonly object on_empty        # called when a draining reactor has lost its last one
@@ -72,6 +76,7 @@ cdef class Reactor:
     cdef void free_slot(self, int slot) noexcept
     cdef uint64_t token(self, int slot) noexcept
     cdef int dispatch(self, uint64_t token, int events) except -1
+    cdef int ticked(self) except -1
     cdef int check_deadlines(self) except -1
     cdef int run_deferred(self) except -1
     cdef int arm_deferred(self) except -1
@@ -82,6 +87,9 @@ cdef class Reactor:
     cdef void show(self) noexcept
     cdef void note_lag(self, int64_t ticks) noexcept
     cdef void count_received(self, Py_ssize_t length) noexcept
+    cdef void show_connections(self) noexcept
+    cdef void show_listeners(self) noexcept
+    cdef bint is_busier(self) noexcept
     cdef SendBuffer take_buffer(self)
     cdef void give_buffer(self, SendBuffer buffer) noexcept
 
@@ -95,13 +103,22 @@ cdef class Listener:
         int slot
         int64_t paused_until            # 0: accepting
         bint held                       # as many connections as may be are there
+        bint left                       # to workers that have fewer connections
+        bint watched                    # none of the three
+        bint looking                    # `look_again` will be called
         bint shared                     # with another process
+        bint own                        # no other worker has it
+        bint fair                       # accept no more than the other workers
         bint complained                 # of the present trouble
 
+    cdef int ready(self) except -1
     cdef int accept_rest(self) except -1
-    cdef bint accept_some(self) except -1
+    cdef bint accept_few(self) except -1
+    cdef int leave(self) except -1
+    cdef int insist(self) except -1
     cdef int pause(self, int error) except -1
     cdef int hold(self) except -1
+    cdef int unwatch(self) except -1
     cdef int resume(self) except -1
     cdef int close(self) except -1
 

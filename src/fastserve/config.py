@@ -425,6 +425,13 @@ class Config:
         Whole(1, 65535),
         "How many connections may wait to be accepted.",
     )
+    reuse_port: bool = option(
+        False,
+        LISTENING,
+        Switch(),
+        "Let others listen on the same TCP addresses too (SO_REUSEPORT); each worker then does so"
+        " by itself.",
+    )
     poller: str = option(
         "epoll" if hasattr(select, "epoll") else "loop",
         LISTENING,

@@ -21,7 +21,7 @@ from fastserve._forwarded import Trust
 from fastserve._http1 import Gate, Http1Factory
 from fastserve._proxy import ProxyFactory
 from fastserve._reactor import Reactor
-from fastserve._shared import Row, Table
+from fastserve._shared import Row
 from fastserve._tls import TlsFactory
 from fastserve._transport import ProtocolFactory, Stage
 from fastserve._websocket import WebSocketUpgrade
@@ -307,7 +307,8 @@ class Server:
                 await lifespan.shutdown(min(patience, HURRY), hurry=True)
 
     async def _serve(self, worker: Worker, lifespan: Lifespan) -> None:
-        row = _own_row() if self._row is None else self._row
+        # Its own watchdog looks at it, too.
+        row = Row.alone() if self._row is None else self._row
         with contextlib.ExitStack() as stack:
             reactor = Reactor(
                 worker,
@@ -359,12 +360,14 @@ class Server:
                     factories[secure] = ProxyFactory(
                         inner, trust, timeout=self.config.header_timeout
                     )
+            self._sockets.listen(self.config.backlog)
             for each in self._sockets.listening:
                 reactor.listen(
                     each.socket.fileno(),
                     factories[each.secure],
                     each.address,
                     shared=each.shared,
+                    own=each.own,
                 )
             draining = Draining(
                 worker, reactor, host, factory, self._sockets, notice=notice, over=self._over
@@ -568,13 +571,6 @@ def _tick_interval(config: Config) -> float:
     )
     shortest = min(filter(None, seconds))
     return min(max(shortest / 4, FINEST_TICK), COARSEST_TICK)
-
-
-def _own_row() -> Row:
-    """For a process that has no others to show it to."""
-    table = Table.create(1)
-    table.close()
-    return table.row(0)
 
 
 def _report_application(error: BaseException) -> None:

@@ -11,7 +11,7 @@ import socket
 import stat
 from collections import Counter
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fastserve import systemd
 from fastserve.checks import Bind, ConfigError, parse_bind
@@ -30,12 +30,14 @@ class ListenError(ServerError):
 
 class Listening(NamedTuple):
     """A socket that accepts; whether its connections begin with TLS, whether somebody else has
-    the socket too, who may go on with it, and what was asked for, if somebody goes on with it."""
+    the socket too, who may go on with it, what was asked for, and whether it is this worker's
+    alone."""
 
     socket: socket.socket
     secure: bool
     shared: bool
     bind: str = ""
+    own: bool = False
 
     @property
     def address(self) -> tuple[str, int | None] | None:
@@ -63,6 +65,16 @@ class Listeners:
     def __init__(self, listening: Iterable[Listening] = ()) -> None:
         self.listening = list(listening)
 
+    def listen(self, backlog: int) -> None:
+        """From now on all of them accept: an address that is only reserved gets a socket of this
+        process's own. Raises OSError."""
+        for index, each in enumerate(self.listening):
+            if not _accepts(each.socket):
+                own = _twin(each.socket)
+                self.listening[index] = each._replace(socket=own, own=True)
+                each.socket.close()
+                own.listen(backlog)
+
     def close(self) -> None:
         for listening in self.listening:
             listening.socket.close()
@@ -73,7 +85,8 @@ class Sockets(Listeners):
     """Every address of a configuration, listened on; that of the admin listener, if it is asked
     for, in `admin`.
 
-    `handed` are those that are there already; those that are not asked for are closed.
+    `handed` are those that are there already; those that are not asked for are closed. With
+    `reserve` TCP addresses are bound and not listened on, so that each worker can do that itself.
 
     Resource handling: `close()` also removes the unix sockets that were made here, unless
     somebody else's are in their place by then, or they were handed over; `stop_listening()`
@@ -83,11 +96,17 @@ class Sockets(Listeners):
     """
 
     def __init__(
-        self, config: Config, handed: Handed | None = None, *, with_admin: bool = False
+        self,
+        config: Config,
+        handed: Handed | None = None,
+        *,
+        with_admin: bool = False,
+        reserve: bool = False,
     ) -> None:
         super().__init__()
         self.admin: list[Listening] = []
         self._config = config
+        self._reserve = reserve
         self._handed = handed or {}
         self._promised: dict[str, tuple[int, int]] = {}
         self._paths: dict[str, tuple[int, int]] = {}
@@ -103,6 +122,8 @@ class Sockets(Listeners):
                 self.listening += self._listen(parse_bind(address), False)
             if with_admin and config.admin_bind:
                 self.admin += self._listen(parse_bind(config.admin_bind), False)
+                for each in self.admin:
+                    each.socket.listen()  # also where the others are only reserved
         except BaseException:
             self.close()
             raise
@@ -153,7 +174,11 @@ class Sockets(Listeners):
         if name in self._handed:
             if bind.kind == "unix":
                 self._promised[bind.path] = _identity(bind.path)
-            return self._handed.pop(name)
+            handed = self._handed.pop(name)
+            for each in handed:
+                if not self._reserve and not _accepts(each):
+                    each.listen(self._config.backlog)
+            return handed
         if bind.kind == "unix":
             return [self._open_unix(bind.path)]
         if bind.kind == "fd":
@@ -172,18 +197,17 @@ class Sockets(Listeners):
             for family, *_, address in socket.getaddrinfo(
                 bind.host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
             ):
-                listening = socket.socket(family, socket.SOCK_STREAM)
+                listening = _tcp_socket(
+                    family,
+                    # Every address of a name gets the port that the first one was given.
+                    (address[0], port, *address[2:]),
+                    reuse_port=self._config.reuse_port,
+                    v6_only=self._has_every_v4(port),
+                )
                 opened.append(listening)
-                listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                # Accepted sockets inherit it.
-                listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                if family == socket.AF_INET6 and self._has_every_v4(port):
-                    listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-                # Every address of a name gets the port that the first one was given.
-                listening.bind((address[0], port, *address[2:]))
                 port = listening.getsockname()[1]
-                listening.listen(self._config.backlog)
-                listening.setblocking(False)
+                if not self._reserve:
+                    listening.listen(self._config.backlog)
         except BaseException:
             for listening in opened:
                 listening.close()
@@ -231,6 +255,40 @@ class Sockets(Listeners):
             )
 
 
+def _tcp_socket(
+    family: int, address: tuple[Any, ...], *, reuse_port: bool, v6_only: bool = False
+) -> socket.socket:
+    """Bound, and not blocking."""
+    made = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if reuse_port:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        # Accepted sockets inherit it.
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if family == socket.AF_INET6 and v6_only:
+            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        made.bind(address)
+        made.setblocking(False)
+    except BaseException:
+        made.close()
+        raise
+    return made
+
+
+def _twin(reserved: socket.socket) -> socket.socket:
+    """Another socket of the same address."""
+    v6_only = reserved.family == socket.AF_INET6 and bool(
+        reserved.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+    )
+    address = reserved.getsockname()
+    return _tcp_socket(reserved.family, address, reuse_port=True, v6_only=v6_only)
+
+
+def _accepts(listening: socket.socket) -> bool:
+    return bool(listening.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+
+
 def _number(flag: str, name: str) -> int:
     if name.isdecimal() and int(name) < 2**32 - 1:
         return int(name)
@@ -255,7 +313,7 @@ def _inherited(fd: int, backlog: int) -> socket.socket:
             socket.AF_UNIX,
         ):
             raise OSError(errno.EINVAL, "it is no stream socket")
-        if not made.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        if not _accepts(made):
             made.listen(backlog)
         if made.family != socket.AF_UNIX:
             made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -63,6 +63,7 @@ FIXED = (
     "user",
     "group",
     "backlog",
+    "reuse_port",
     "pid",
     "preload",
     "reload",
@@ -247,7 +248,8 @@ class Supervisor:
                 changed = functools.partial(self._files_changed, watcher)
                 self._selector.register(watcher, selectors.EVENT_READ, changed)
             self._selector.register(signals, selectors.EVENT_READ)
-            sockets = Sockets(self._config, handed, with_admin=True)
+            reserve = self._config.reuse_port
+            sockets = Sockets(self._config, handed, with_admin=True, reserve=reserve)
             self._sockets = stack.enter_context(contextlib.closing(sockets))
             self._table = stack.enter_context(contextlib.closing(Table.create(MOST_PROCESSES)))
             monitoring = Monitoring(self._config, self._selector, self._snapshot, self._totals)
@@ -529,6 +531,7 @@ class Supervisor:
         taken = {each.row.index for each in self._processes}
         for index in range(self._table.rows):
             if index not in taken:
+                self._table.used = max(taken | {index}) + 1
                 return self._table.row(index)
         raise ServerError(f"there can be no more than {self._table.rows} processes")
 

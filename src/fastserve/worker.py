@@ -107,6 +107,10 @@ class Worker(ABC):
         """Cancel those of `calls` that are still under way."""
 
     @abstractmethod
+    def later(self, seconds: float, callback: Callable[[], object]) -> None:
+        """Call `callback`, which raises nothing, in so many seconds."""
+
+    @abstractmethod
     def watch(self, fd: int, token: int, before: int, interest: int) -> None:
         """Call `reactor.ready(token, READABLE or WRITABLE)` for what is in `interest`,
         and no longer for what was only in `before`."""

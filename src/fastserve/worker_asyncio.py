@@ -85,6 +85,9 @@ class AsyncioWorker(Worker):
     def soon(self, callback: Callable[[], object]) -> None:
         self.loop.call_soon(callback)
 
+    def later(self, seconds: float, callback: Callable[[], object]) -> None:
+        self.loop.call_later(seconds, callback)
+
     def cancel(self, calls: Collection[ApplicationCall]) -> None:
         for task in self.calls:
             if task.get_coro() in calls:

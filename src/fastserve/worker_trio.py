@@ -192,6 +192,13 @@ class TrioWorker(Worker):
         self.callbacks.append(callback)
         self.caller.wake()
 
+    def later(self, seconds: float, callback: Callable[[], object]) -> None:
+        self.nursery.start_soon(self._call_later, seconds, callback)
+
+    async def _call_later(self, seconds: float, callback: Callable[[], object]) -> None:
+        await trio.sleep(seconds)
+        callback()
+
     async def _call_soon(self) -> None:
         while True:
             await trio.lowlevel.checkpoint()
