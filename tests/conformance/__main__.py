@@ -1,0 +1,108 @@
+"""Judge servers.
+
+Examples:
+    python -m conformance --cmd 'uvicorn --port {port} {app}'
+    python -m conformance --cmd 'hypercorn -b 127.0.0.1:{port} {app}' \\
+        --variant unix='hypercorn -b unix:{socket} {app}' --json -
+    python -m conformance fastserve-trio --only R36 R42
+    python -m conformance --all --peers .venv/bin/python --table ../docs/conformance.md
+
+In a command {app} is the application, {port} the port on 127.0.0.1; in those of variants {socket}
+is the path of a unix socket, {certfile} and {keyfile} are a certificate and its key, in PEM. Run it
+with the tests' folder as the current one, or on PYTHONPATH. The exit status is 0 when no check
+failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+
+from conformance.catalogue import ALL
+from conformance.checks import FAIL, run
+from conformance.report import Report, page, table, verdicts
+from conformance.server import PATIENCE, VARIANTS, Commands, Target
+from conformance.servers import KNOWN, python_of
+
+
+def options() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m conformance",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("servers", nargs="*", metavar="SERVER", help=f"one of {', '.join(KNOWN)}")
+    parser.add_argument("--all", action="store_true", help="all of these")
+    parser.add_argument("--cmd", metavar="COMMAND", help="another server, by its command")
+    parser.add_argument(
+        "--variant",
+        action="append",
+        default=[],
+        metavar="NAME=COMMAND",
+        help="its command to start it " + "; ".join(f"{n}: {what}" for n, what in VARIANTS.items()),
+    )
+    parser.add_argument("--peers", metavar="PYTHON", help="the interpreter that has the peers")
+    parser.add_argument("--only", nargs="+", metavar="NUMBER", help="requirements to check")
+    parser.add_argument("--patience", type=float, default=PATIENCE, metavar="SECONDS",
+                        help="how long to wait for what should happen at once [%(default)g]")  # fmt: skip
+    parser.add_argument("--json", metavar="FILE", help="write the results there; - is stdout")
+    parser.add_argument("--table", metavar="FILE", help="write the page of the documentation there")
+    return parser
+
+
+def chosen(given: argparse.Namespace) -> dict[str, tuple[Commands, str]]:
+    """The servers to judge: commands and version, by name."""
+    servers = {}
+    if given.cmd is not None:
+        variants = dict(each.split("=", 1) for each in given.variant)
+        if unknown := variants.keys() - VARIANTS.keys():
+            raise SystemExit(f"no such variant: {', '.join(unknown)}")
+        servers[given.cmd.split()[0]] = (Commands(given.cmd, variants), "")
+    for name in KNOWN if given.all else given.servers:
+        if name not in KNOWN:
+            raise SystemExit(f"no such server: {name}; --cmd takes a command")
+        python = python_of(name, given.peers)
+        servers[name] = (KNOWN[name].commands(python), KNOWN[name].version(python))
+    if not servers:
+        raise SystemExit("which server? See --help")
+    return servers
+
+
+def judge(name: str, commands: Commands, version: str, given: argparse.Namespace) -> Report:
+    checks = [each for each in ALL if given.only is None or each.number in given.only]
+    outcomes = []
+    for outcome in run(checks, Target(commands, given.patience)):
+        outcomes.append(outcome)
+        done = f"{name}: {len(outcomes)} of {len(checks)} checks"
+        print(f"\r{done}", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    return Report(name, version, commands.plain, verdicts(outcomes))
+
+
+def write(path: str, text: str) -> None:
+    if path == "-":
+        print(text)
+    else:
+        Path(path).write_text(text)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    given = options().parse_args(arguments)
+    reports = []
+    for name, (commands, version) in chosen(given).items():
+        reports.append(judge(name, commands, version, given))
+        if given.json != "-":
+            print(table(reports[-1]))
+    if given.json:
+        write(given.json, json.dumps([report.as_json() for report in reports], indent=1))
+    if given.table:
+        write(given.table, page(reports, date.today()))
+    return int(any(report.count(FAIL) for report in reports))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

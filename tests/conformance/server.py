@@ -1,0 +1,380 @@
+"""A server as a process of its own, with the probe as its application, and calls of that."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import os
+import shlex
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from conformance.client import Connection, Failed, NotApplicable, handshake_fields, request
+
+HERE = Path(__file__).resolve().parent
+CERTIFICATES = HERE.parent / "certificates"
+HOST = "127.0.0.1"
+PATIENCE = 5.0  # seconds for what should happen at once
+START_SECONDS = 30.0
+STOP_SECONDS = 15.0
+
+Note = dict[str, Any]
+Step = tuple[Any, ...]
+
+STARTUP_COMPLETE = ("send", {"type": "lifespan.startup.complete"})
+SHUTDOWN_COMPLETE = ("send", {"type": "lifespan.shutdown.complete"})
+LIFESPAN: list[Step] = [
+    ("receive",),
+    ("state", {"given": "at startup", "shared": []}),
+    STARTUP_COMPLETE,
+    ("receive",),
+    SHUTDOWN_COMPLETE,
+]
+
+
+@dataclass
+class Commands:
+    """How a server is started: `plain`, and in other ways where its command is known, by the
+    names in VARIANTS. Placeholders: {app}, {port}, {socket}, {certfile}, {keyfile}."""
+
+    plain: str
+    variants: dict[str, str] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+VARIANTS = {
+    "unix": "on a unix socket, {socket}",
+    "tls": "with TLS, by {certfile} and {keyfile}",
+    "root": "with the root path /base",
+    "processes": "with two worker processes",
+}
+
+
+class Journal:
+    """What the probe has written so far."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.notes: list[Note] = []
+        self._read = 0
+
+    def refresh(self) -> list[Note]:
+        if self.path.exists():
+            with self.path.open("rb") as file:
+                file.seek(self._read)
+                lines = file.read()
+            whole = lines[: lines.rfind(b"\n") + 1]
+            self._read += len(whole)
+            self.notes += [ast.literal_eval(line.decode()) for line in whole.splitlines()]
+        return self.notes
+
+    def of(self, call: str, what: str | None = None) -> list[Note]:
+        return [n for n in self.refresh() if n["call"] == call and what in (None, n["what"])]
+
+
+def eventually(condition: Callable[[], Any], patience: float) -> Any:
+    """What `condition` returns once that is true; its last, false value if it never is."""
+    deadline = time.monotonic() + patience
+    while not (outcome := condition()) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    return outcome
+
+
+class Play:
+    """One call of the probe that was asked for, and the connection that it was asked for on."""
+
+    def __init__(self, server: Server, number: str, connection: Connection) -> None:
+        self.server = server
+        self.number = number
+        self.connection = connection
+
+    def notes(self, what: str | None = None) -> list[Note]:
+        return self.server.journal.of(self.number, what)
+
+    def wait(self, what: str, times: int = 1, patience: float | None = None) -> Note:
+        """The so-manieth note of that kind."""
+        patience = patience or self.server.patience
+
+        def noted() -> Any:
+            notes = self.notes(what)
+            return notes[times - 1 :] or None
+
+        notes = eventually(noted, patience)
+        if notes is None:
+            last = [note["what"] for note in self.notes()][-1:]
+            never = "it was never called" if not last else f"it got no further than {last[0]!r}"
+            raise Failed(f"the application did not come to {what!r}: {never} in {patience:g} s")
+        return notes[0]
+
+    def ended(self, *others: str) -> Note:
+        """How the call of the application ended, or the first note of one of the other kinds."""
+        ends = ("returned", "raised", *others)
+        notes = eventually(
+            lambda: [n for n in self.notes() if n["what"] in ends], self.server.patience
+        )
+        note: Note = notes[0] if notes else self.wait("returned", patience=0.01)
+        return note
+
+    @property
+    def scope(self) -> dict[str, Any]:
+        scope: dict[str, Any] = self.wait("called")["scope"]
+        return scope
+
+    def event(self, times: int = 1) -> dict[str, Any]:
+        """What the so-manieth receive() returned."""
+        note = self.wait("received", times)
+        if "event" not in note:
+            raise Failed(f"receive() raised {note['error']}")
+        event: dict[str, Any] = note["event"]
+        return event
+
+    def open_gate(self) -> None:
+        (self.server.folder / f"gate-{self.number}").touch()
+
+    def response(self, method: str = "GET") -> Any:
+        return self.connection.response(method)
+
+
+class Server:
+    """A running server. `address` is where it listens, `log` what it has said."""
+
+    numbers = count(1)
+
+    def __init__(
+        self,
+        command: str,
+        environment: dict[str, str],
+        *,
+        app: str = "probe:app",
+        lifespan: Sequence[Step] = LIFESPAN,
+        patience: float = PATIENCE,
+        unix: bool = False,
+        tls: bool = False,
+        ready: bool = True,
+    ) -> None:
+        self.patience = patience
+        self.scheme = "https" if tls else "http"
+        # A unix socket's path must be short.
+        self.folder = Path(tempfile.mkdtemp(prefix="probe"))
+        self.journal = Journal(self.folder / "journal")
+        self.connections: list[Connection] = []
+        self.plays: list[Play] = []
+        shutil.copy(HERE / "probe.py", self.folder)
+        port = free_port()
+        self.address = str(self.folder / "socket") if unix else (HOST, port)
+        self.context = self._client_context() if tls else None
+        words = {
+            "app": app,
+            "port": port,
+            "socket": self.folder / "socket",
+            "certfile": CERTIFICATES / "server.pem",
+            "keyfile": CERTIFICATES / "server.key",
+        }
+        self.command = [word.format_map(words) for word in shlex.split(command)]
+        with (self.folder / "log").open("wb") as log:
+            self.process = subprocess.Popen(
+                self.command,
+                cwd=self.folder,
+                env={
+                    **os.environ,
+                    **environment,
+                    "PROBE_FOLDER": str(self.folder),
+                    "PROBE_LIFESPAN": ascii(list(lifespan)),
+                    "PYTHONPATH": os.pathsep.join(
+                        filter(None, [str(self.folder), environment.get("PYTHONPATH")])
+                    ),
+                    "PYTHONUNBUFFERED": "1",
+                },
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        if ready:
+            self.wait_until_it_answers()
+
+    @staticmethod
+    def _client_context() -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        return context
+
+    def wait_until_it_answers(self) -> None:
+        """Raises Failed, and ends it, if it does not, or with anything but 200."""
+
+        def answer() -> int:
+            if not self.alive:
+                return -1
+            try:
+                connection = self.connect()
+                connection.send(request("GET", "/", "Connection: close"))
+                status: int = connection.response().status
+                return status
+            except (OSError, Failed):
+                return 0
+
+        status = eventually(answer, START_SECONDS)
+        if status != 200:
+            last = (self.log().strip().splitlines() or [""])[-1]
+            self.end()
+            how = f"answers with {status}" if status > 0 else "does not start"
+            raise Failed(f"the server {how}" + (f": {last.strip()[:120]}" if last else ""))
+
+    def log(self) -> str:
+        return (self.folder / "log").read_text(errors="replace")
+
+    @property
+    def alive(self) -> bool:
+        return self.process.poll() is None
+
+    def lasting(self) -> Connection:
+        """One that `tidy` leaves alone."""
+        return Connection(self.address, self.patience, self.context)
+
+    def connect(self) -> Connection:
+        connection = self.lasting()
+        self.connections.append(connection)
+        return connection
+
+    def play(
+        self,
+        *steps: Step,
+        method: str = "GET",
+        target: str = "/",
+        fields: Sequence[str] = (),
+        body: bytes = b"",
+        version: str = "1.1",
+        on: Connection | None = None,
+        then: bytes = b"",
+    ) -> Play:
+        """Sends a request, on a connection of its own unless one is given, whose call is to take
+        these steps. `then` are bytes right behind it."""
+        number = str(next(self.numbers))
+        play = Play(self, number, on or self.connect())
+        self.plays.append(play)
+        probe = f"Probe: {number} {list(steps)!a}"
+        play.connection.send(
+            request(method, target, probe, *fields, version=version, body=body) + then
+        )
+        return play
+
+    def websocket(
+        self,
+        *steps: Step,
+        target: str = "/",
+        fields: Sequence[str] = (),
+        then: bytes = b"",
+    ) -> Play:
+        """As `play`, a handshake; its answer is not read."""
+        return self.play(*steps, target=target, fields=[*handshake_fields(), *fields], then=then)
+
+    def accepted(self, *steps: Step, **request: Any) -> Play:
+        """A WebSocket that the application has accepted; then it takes the steps."""
+        accept = [("receive",), ("send", {"type": "websocket.accept"})]
+        play = self.websocket(*accept, *steps, **request)
+        response = play.response()
+        if response.status != 101:
+            raise Failed(f"the handshake was answered with {response.status}")
+        return play
+
+    def tidy(self) -> None:
+        """Let every call and connection so far come to an end."""
+        for play in self.plays:
+            play.open_gate()
+        for connection in self.connections:
+            connection.close()
+        self.plays.clear()
+        self.connections.clear()
+
+    def terminate(self) -> None:
+        self.process.terminate()
+
+    def wait(self, seconds: float = STOP_SECONDS) -> int | None:
+        """The exit status; None if it has not ended by then."""
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def end(self) -> None:
+        """End whatever is left of it."""
+        self.tidy()
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class Target:
+    """The server that is judged: it runs as often and in such ways as the checks want it."""
+
+    def __init__(self, commands: Commands, patience: float = PATIENCE) -> None:
+        self.commands = commands
+        self.patience = patience
+        self._running: dict[str, Server] = {}
+
+    def command(self, variant: str) -> str:
+        if variant == "plain":
+            return self.commands.plain
+        if variant not in self.commands.variants:
+            raise NotApplicable(f"no command is known that starts it {VARIANTS[variant]}")
+        return self.commands.variants[variant]
+
+    def _start(self, variant: str, **options: Any) -> Server:
+        command = self.command(variant)
+        return Server(
+            command,
+            self.commands.environment,
+            patience=self.patience,
+            unix="{socket}" in command,
+            tls="{certfile}" in command,
+            **options,
+        )
+
+    def running(self, variant: str) -> Server:
+        """One that all checks share."""
+        server = self._running.get(variant)
+        if server is None or not server.alive:
+            if server is not None:
+                server.end()
+            server = self._running[variant] = self._start(variant)
+        return server
+
+    @property
+    def server(self) -> Server:
+        return self.running("plain")
+
+    @contextlib.contextmanager
+    def fresh(self, variant: str = "plain", **options: Any) -> Iterator[Server]:
+        """One for this check alone."""
+        server = self._start(variant, **options)
+        try:
+            yield server
+        finally:
+            server.end()
+
+    def tidy(self) -> None:
+        for server in self._running.values():
+            server.tidy()
+
+    def end(self) -> None:
+        for server in self._running.values():
+            server.end()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port: int = probe.getsockname()[1]
+        return port
