@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ import pytest
 from conformance.catalogue import ALL
 from conformance.requirements import GROUPS, REQUIREMENTS, group_of
 from conftest import WORKERS
-from process import others_environment
+from process import SOURCES, others_environment
 
 TESTS = Path(__file__).resolve().parent
 # Under load, and with the sanitizers, nothing may count as hung that is only slow.
@@ -28,6 +29,7 @@ ON_DEMAND = {"R3", "R11", "R12", "R43", "R44"}
 def results(*arguments: str, env: dict[str, str] | None = None) -> dict[str, Any]:
     """What the command finds out about one server, by requirement."""
     command = [sys.executable, "-m", "conformance", *arguments, "--json", "-"]
+    env = {**(env or os.environ), "PYTHONPATH": str(SOURCES)}
     done = subprocess.run(command, cwd=TESTS, env=env, capture_output=True, text=True)
     assert done.returncode in (0, 1), done.stderr
     report = json.loads(done.stdout)[0]["requirements"]
@@ -117,6 +119,7 @@ def test_a_server_that_does_not_start() -> None:
     ("arguments", "complaint"),
     [
         ([], "which server?"),
+        (["--all", "--only", "R1", "--table", "x.md"], "exclude each other"),
         (["nginx"], "no such server: nginx"),
         (["--cmd", "x {port}", "--variant", "moon=x"], "no such variant: moon"),
     ],

@@ -77,9 +77,10 @@ def judge(name: str, commands: Commands, version: str, given: argparse.Namespace
     outcomes = []
     for outcome in run(checks, Target(commands, given.patience)):
         outcomes.append(outcome)
-        done = f"{name}: {len(outcomes)} of {len(checks)} checks"
-        print(f"\r{done}", end="", file=sys.stderr, flush=True)
-    print(file=sys.stderr)
+        if sys.stderr.isatty():
+            done = f"{name}: {len(outcomes)} of {len(checks)} checks"
+            end = "\n" if len(outcomes) == len(checks) else "\r"
+            print(done, end=end, file=sys.stderr, flush=True)
     return Report(name, version, commands.plain, verdicts(outcomes))
 
 
@@ -92,6 +93,8 @@ def write(path: str, text: str) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     given = options().parse_args(arguments)
+    if given.only and given.table:
+        raise SystemExit("a page has all requirements: --table and --only exclude each other")
     reports = []
     for name, (commands, version) in chosen(given).items():
         reports.append(judge(name, commands, version, given))

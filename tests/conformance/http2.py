@@ -28,6 +28,7 @@ class Client:
         self.connection = connection
         self.bodies: dict[int, bytes] = {}
         self.ended: set[int] = set()
+        self.answered: set[int] = set()
         self._next = 1
         connection.send(PREFACE + _frame(SETTINGS))
         if self._read() != SETTINGS:
@@ -51,6 +52,13 @@ class Client:
         self.connection.send(_frame(HEADERS, payload, END_HEADERS | END_STREAM, stream))
         return play
 
+    def refuses(self, stream: int) -> bool:
+        """Whether that stream, or the whole connection, ends without a response."""
+        while stream not in self.answered:
+            if stream in self.ended or self._read() is None:
+                return True
+        return False
+
     def body(self, stream: int) -> bytes:
         """The whole body of that stream's response."""
         while stream not in self.ended:
@@ -71,6 +79,8 @@ class Client:
             self.connection.send(_frame(kind, payload if kind == PING else b"", ACK))
         if kind == DATA:
             self.bodies[stream] = self.bodies.get(stream, b"") + payload
+        if kind == HEADERS:
+            self.answered.add(stream)
         if kind == RST_STREAM or (kind in (DATA, HEADERS) and flags & END_STREAM):
             self.ended.add(stream)
         return kind

@@ -10,7 +10,7 @@ from conformance.checks import check, expect
 from conformance.client import Failed, NotApplicable
 from conformance.core import lifespan_note
 from conformance.events import FAIL, GATE, OK, RECEIVE
-from conformance.http import MOMENT
+from conformance.http import MOMENT, expect_state
 from conformance.server import (
     LIFESPAN,
     SHUTDOWN_COMPLETE,
@@ -65,7 +65,9 @@ def the_scope(target: Target) -> str:
 @check("R73")
 def the_state_is_offered_empty(target: Target) -> None:
     scope = lifespan_note(target)["scope"]
-    expect(scope.get("state", "missing") == {}, f"state is {scope.get('state', 'missing')!r}")
+    if "state" not in scope:
+        raise NotApplicable("the scope has no state")
+    expect(scope["state"] == {}, f"state is {scope['state']!r}")
 
 
 @check("R74")
@@ -84,7 +86,7 @@ def each_request_has_a_shallow_copy(target: Target) -> None:
         lifespan=[RECEIVE, STATE, STARTUP_COMPLETE, RECEIVE, ("look",), SHUTDOWN_COMPLETE]
     ) as server:
         first = server.play(("state", {"mine": True}), *OK)
-        expect("state" in first.scope, "no state")
+        expect_state(first.scope)
         first.response()
         second = server.play(("share",), *OK, on=first.connection)
         expect("mine" not in second.scope["state"], "what one request writes, another one sees")
@@ -145,7 +147,7 @@ def startup_is_waited_for(target: Target) -> None:
 
 @check("R78")
 def startup_failed(target: Target) -> str:
-    failed = ("send", {"type": "lifespan.startup.failed", "message": "no database today"})
+    failed = ("send_or_raise", {"type": "lifespan.startup.failed", "message": "no database today"})
     with target.fresh(lifespan=[RECEIVE, failed], ready=False) as server:
         status = server.wait()
         if status is None:
@@ -188,7 +190,7 @@ def shutdown_is_waited_for(target: Target) -> str:
 
 @check("R81")
 def shutdown_failed(target: Target) -> str:
-    failed = ("send", {"type": "lifespan.shutdown.failed", "message": "the tap drips"})
+    failed = ("send_or_raise", {"type": "lifespan.shutdown.failed", "message": "the tap drips"})
     with target.fresh(lifespan=[*LIFESPAN[:-1], failed]) as server:
         server.tidy()
         server.terminate()

@@ -42,6 +42,15 @@ LIFESPAN: list[Step] = [
 ]
 
 
+# What an application whose last note this is waits for.
+STUCK = {
+    "nothing": "the application is not called",
+    "asks": "receive() does not return",
+    "sending": "send() does not return",
+    "called": "nothing happens",
+}
+
+
 @dataclass
 class Commands:
     """How a server is started: `plain`, and in other ways where its command is known, by the
@@ -49,7 +58,6 @@ class Commands:
 
     plain: str
     variants: dict[str, str] = field(default_factory=dict)
-    environment: dict[str, str] = field(default_factory=dict)
 
 
 VARIANTS = {
@@ -111,9 +119,9 @@ class Play:
 
         notes = eventually(noted, patience)
         if notes is None:
-            last = [note["what"] for note in self.notes()][-1:]
-            never = "it was never called" if not last else f"it got no further than {last[0]!r}"
-            raise Failed(f"the application did not come to {what!r}: {never} in {patience:g} s")
+            last = (["nothing"] + [note["what"] for note in self.notes()])[-1]
+            problem = STUCK.get(last, f"the application gets no further than {last!r}")
+            raise Failed(f"{problem} within {patience:g} s")
         return notes[0]
 
     def ended(self, *others: str) -> Note:
@@ -153,7 +161,6 @@ class Server:
     def __init__(
         self,
         command: str,
-        environment: dict[str, str],
         *,
         app: str = "probe:app",
         lifespan: Sequence[Step] = LIFESPAN,
@@ -185,16 +192,7 @@ class Server:
             self.process = subprocess.Popen(
                 self.command,
                 cwd=self.folder,
-                env={
-                    **os.environ,
-                    **environment,
-                    "PROBE_FOLDER": str(self.folder),
-                    "PROBE_LIFESPAN": ascii(list(lifespan)),
-                    "PYTHONPATH": os.pathsep.join(
-                        filter(None, [str(self.folder), environment.get("PYTHONPATH")])
-                    ),
-                    "PYTHONUNBUFFERED": "1",
-                },
+                env=self._environment(lifespan),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -202,6 +200,17 @@ class Server:
             )
         if ready:
             self.wait_until_it_answers()
+
+    def _environment(self, lifespan: Sequence[Step]) -> dict[str, str]:
+        # The server has another working folder, where a relative path leads nowhere.
+        given = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+        return {
+            **os.environ,
+            "PROBE_FOLDER": str(self.folder),
+            "PROBE_LIFESPAN": ascii(list(lifespan)),
+            "PYTHONPATH": os.pathsep.join([str(self.folder), *map(os.path.abspath, given)]),
+            "PYTHONUNBUFFERED": "1",
+        }
 
     @staticmethod
     def _client_context() -> ssl.SSLContext:
@@ -335,7 +344,6 @@ class Target:
         command = self.command(variant)
         return Server(
             command,
-            self.commands.environment,
             patience=self.patience,
             unix="{socket}" in command,
             tls="{certfile}" in command,

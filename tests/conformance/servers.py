@@ -7,15 +7,11 @@ forced. All else is left at its default.
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 from conformance.server import Commands
-
-SOURCES = Path(__file__).resolve().parents[2] / "src"
 
 FASTSERVE = (
     "{{python}} -m fastserve -k {worker} --header-timeout 4 --ws-ping-interval 2"
@@ -64,8 +60,7 @@ class Known:
             variant: self.command.replace("{python}", python).replace("{more}", more)
             for variant, more in self.more.items()
         }
-        environment = {"PYTHONPATH": str(SOURCES)} if self.is_ours else {}
-        return Commands(lines.pop("plain"), lines, environment)
+        return Commands(lines.pop("plain"), lines)
 
     @property
     def is_ours(self) -> bool:
@@ -78,7 +73,6 @@ class Known:
             code = f"from importlib.metadata import version; print(version({self.distribution!r}))"
         done = subprocess.run(
             [python, "-c", code],
-            env={**os.environ, **self.commands(python).environment},
             capture_output=True,
             text=True,
             check=True,
