@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from conformance.catalogue import ALL
 from conformance.requirements import GROUPS, REQUIREMENTS, group_of
+from conformance.servers import KNOWN
 from conftest import WORKERS
 from process import SOURCES, others_environment
 
@@ -102,6 +103,14 @@ def test_what_uvicorn_does_otherwise_is_seen() -> None:
     assert failed.keys() == UVICORN.keys()
     for number, word in UVICORN.items():
         assert word in failed[number]
+
+
+def test_the_page_has_every_requirement_and_server() -> None:
+    page = (TESTS.parent / "docs" / "conformance.md").read_text()
+    for number, requirement in REQUIREMENTS.items():
+        assert f"| {number} | {requirement.text}" in page
+    for name in KNOWN:
+        assert f"### {name}" in page
 
 
 def exit_status(*arguments: str) -> Sequence[Any]:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 from collections.abc import Sequence
 from datetime import date
@@ -95,6 +96,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = options().parse_args(arguments)
     if given.only and given.table:
         raise SystemExit("a page has all requirements: --table and --only exclude each other")
+    # So that the servers are ended too.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     reports = []
     for name, (commands, version) in chosen(given).items():
         reports.append(judge(name, commands, version, given))

@@ -225,7 +225,7 @@ class Connection:
         mask: bool = True,
         rsv: int = 0,
     ) -> None:
-        self.send(frame(opcode, payload, final=final, mask=mask, rsv=rsv))
+        self.send(frame_bytes(opcode, payload, final=final, mask=mask, rsv=rsv))
 
     def send_close(self, code: int | None = None, reason: str = "") -> None:
         payload = b"" if code is None else struct.pack("!H", code) + reason.encode()
@@ -260,7 +260,7 @@ class Connection:
         return int.from_bytes(found.payload[:2]), found.payload[2:].decode(errors="replace")
 
 
-def frame(
+def frame_bytes(
     opcode: int, payload: bytes = b"", *, final: bool = True, mask: bool = True, rsv: int = 0
 ) -> bytes:
     head = bytes([final << 7 | rsv << 4 | opcode])

@@ -8,12 +8,13 @@ Event = dict[str, Any]
 Step = tuple[Any, ...]
 
 
-def start(status: int = 200, *headers: tuple[bytes, bytes], **more: Any) -> Step:
+# Headers and bodies may be anything: some checks send what is invalid.
+def start(status: int = 200, *headers: Any, **more: Any) -> Step:
     event = {"type": "http.response.start", "status": status, "headers": list(headers), **more}
     return ("send", event)
 
 
-def body(data: bytes = b"", **more: Any) -> Step:
+def body(data: Any = b"", **more: Any) -> Step:
     return ("send", {"type": "http.response.body", "body": data, **more})
 
 

@@ -55,7 +55,7 @@ def a_file_by_its_descriptor(target: Target) -> None:
     response = play.response()
     expect(response.body == data[10:60], f"the body is {response.body!r}")
     expect(
-        play.ended("still open", "closed by the server")["what"] == "still open",
+        play.wait("still open", "closed by the server")["what"] == "still open",
         "the server closes the descriptor",
     )
 

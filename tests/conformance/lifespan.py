@@ -15,7 +15,7 @@ from conformance.server import (
     LIFESPAN,
     SHUTDOWN_COMPLETE,
     STARTUP_COMPLETE,
-    STOP_SECONDS,
+    Call,
     Play,
     Server,
     Target,
@@ -25,9 +25,8 @@ from conformance.server import (
 STATE = ("state", {"given": "at startup", "shared": []})
 
 
-def lifespan(server: Server) -> Play:
-    """The lifespan's call, as one to look at."""
-    return Play(server, "lifespan", None)  # type: ignore[arg-type]
+def lifespan(server: Server) -> Call:
+    return Call(server, "lifespan")
 
 
 @check("R71")
@@ -95,7 +94,7 @@ def each_request_has_a_shallow_copy(target: Target) -> None:
         expect(third["shared"] == [second.number], "the copy is not shallow")
         server.tidy()
         server.terminate()
-        looked = lifespan(server).wait("looked", patience=STOP_SECONDS)["scope"]["state"]
+        looked = lifespan(server).wait("looked", patience=server.process_patience)["scope"]["state"]
         expect(
             looked == {"given": "at startup", "shared": [second.number]},
             f"at shutdown it is {looked!r}",
@@ -106,7 +105,7 @@ def held_back(target: Target, server: Server) -> tuple[Play | None, bool]:
     """A request while start-up hangs at its gate: None if it was refused; and whether its call
     had begun before the gate opened."""
     start = lifespan(server)
-    start.wait("at the gate", patience=STOP_SECONDS)
+    start.wait("at the gate", patience=server.process_patience)
     try:
         play = server.play(*OK)
     except OSError:
@@ -152,7 +151,9 @@ def startup_failed(target: Target) -> str:
         status = server.wait()
         if status is None:
             times = len(server.journal.of("lifespan", "called"))
-            raise Failed(f"it still runs after {STOP_SECONDS:g} s, and has tried {times} times")
+            raise Failed(
+                f"it still runs after {server.process_patience:g} s, and has tried {times} times"
+            )
         expect(status != 0, "the exit status is 0")
         expect("no database today" in server.log(), "the message is not logged")
         return f"exit status {status}"
@@ -169,7 +170,7 @@ def shutdown_comes_after_connections(target: Target) -> None:
         expect(not early, "shutdown comes while a request is under way")
         play.open_gate()
         expect(play.response().status == 200, "the request under way gets no answer")
-        second = lifespan(server).wait("received", 2, STOP_SECONDS)
+        second = lifespan(server).wait("received", times=2, patience=server.process_patience)
         expect(second["event"]["type"] == "lifespan.shutdown", f"received {second!r}")
         expect(play.ended()["at"] < second["at"], "shutdown comes before the request's end")
         lifespan(server).wait("returned")
@@ -182,7 +183,7 @@ def shutdown_is_waited_for(target: Target) -> str:
         server.tidy()
         server.terminate()
         status = server.wait()
-        expect(status is not None, f"it still runs after {STOP_SECONDS:g} s")
+        expect(status is not None, f"it still runs after {server.process_patience:g} s")
         expect(server.journal.of("lifespan", "received")[1:], "shutdown never comes")
         expect(server.journal.of("lifespan", "sent")[1:], "it ends before shutdown.complete")
         return f"exit status {status}"
@@ -195,7 +196,7 @@ def shutdown_failed(target: Target) -> str:
         server.tidy()
         server.terminate()
         status = server.wait()
-        expect(status is not None, f"it still runs after {STOP_SECONDS:g} s")
+        expect(status is not None, f"it still runs after {server.process_patience:g} s")
         expect("the tap drips" in server.log(), "the message is not logged")
         return f"exit status {status}"
 
@@ -208,7 +209,7 @@ def the_others_shut_down_after_a_crash(target: Target) -> str:
         if server.alive:
             server.terminate()
         status = server.wait()
-        expect(status is not None, f"it still runs after {STOP_SECONDS:g} s")
+        expect(status is not None, f"it still runs after {server.process_patience:g} s")
         started = {note["pid"] for note in server.journal.of("lifespan", "called")}
         ended = {note["pid"] for note in server.journal.of("lifespan", "returned")}
         expect(

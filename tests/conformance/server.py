@@ -19,14 +19,19 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from conformance.client import Connection, Failed, NotApplicable, handshake_fields, request
+from conformance.client import (
+    Connection,
+    Failed,
+    NotApplicable,
+    Response,
+    handshake_fields,
+    request,
+)
 
 HERE = Path(__file__).resolve().parent
 CERTIFICATES = HERE.parent / "certificates"
 HOST = "127.0.0.1"
 PATIENCE = 5.0  # seconds for what should happen at once
-START_SECONDS = 30.0
-STOP_SECONDS = 15.0
 
 Note = dict[str, Any]
 Step = tuple[Any, ...]
@@ -86,8 +91,9 @@ class Journal:
             self.notes += [ast.literal_eval(line.decode()) for line in whole.splitlines()]
         return self.notes
 
-    def of(self, call: str, what: str | None = None) -> list[Note]:
-        return [n for n in self.refresh() if n["call"] == call and what in (None, n["what"])]
+    def of(self, call: str, *kinds: str) -> list[Note]:
+        notes = [note for note in self.refresh() if note["call"] == call]
+        return [note for note in notes if not kinds or note["what"] in kinds]
 
 
 def eventually(condition: Callable[[], Any], patience: float) -> Any:
@@ -98,40 +104,30 @@ def eventually(condition: Callable[[], Any], patience: float) -> Any:
     return outcome
 
 
-class Play:
-    """One call of the probe that was asked for, and the connection that it was asked for on."""
+class Call:
+    """One call of the probe, as its journal has it."""
 
-    def __init__(self, server: Server, number: str, connection: Connection) -> None:
+    def __init__(self, server: Server, number: str) -> None:
         self.server = server
         self.number = number
-        self.connection = connection
 
-    def notes(self, what: str | None = None) -> list[Note]:
-        return self.server.journal.of(self.number, what)
+    def notes(self, *kinds: str) -> list[Note]:
+        """Those of these kinds, or all."""
+        return self.server.journal.of(self.number, *kinds)
 
-    def wait(self, what: str, times: int = 1, patience: float | None = None) -> Note:
-        """The so-manieth note of that kind."""
+    def wait(self, *kinds: str, times: int = 1, patience: float | None = None) -> Note:
+        """The so-manieth note of these kinds."""
         patience = patience or self.server.patience
-
-        def noted() -> Any:
-            notes = self.notes(what)
-            return notes[times - 1 :] or None
-
-        notes = eventually(noted, patience)
-        if notes is None:
+        notes: list[Note] = eventually(lambda: self.notes(*kinds)[times - 1 :], patience)
+        if not notes:
             last = (["nothing"] + [note["what"] for note in self.notes()])[-1]
             problem = STUCK.get(last, f"the application gets no further than {last!r}")
             raise Failed(f"{problem} within {patience:g} s")
         return notes[0]
 
-    def ended(self, *others: str) -> Note:
-        """How the call of the application ended, or the first note of one of the other kinds."""
-        ends = ("returned", "raised", *others)
-        notes = eventually(
-            lambda: [n for n in self.notes() if n["what"] in ends], self.server.patience
-        )
-        note: Note = notes[0] if notes else self.wait("returned", patience=0.01)
-        return note
+    def ended(self) -> Note:
+        """How the call of the application ended."""
+        return self.wait("returned", "raised")
 
     @property
     def scope(self) -> dict[str, Any]:
@@ -140,7 +136,7 @@ class Play:
 
     def event(self, times: int = 1) -> dict[str, Any]:
         """What the so-manieth receive() returned."""
-        note = self.wait("received", times)
+        note = self.wait("received", times=times)
         if "event" not in note:
             raise Failed(f"receive() raised {note['error']}")
         event: dict[str, Any] = note["event"]
@@ -149,7 +145,15 @@ class Play:
     def open_gate(self) -> None:
         (self.server.folder / f"gate-{self.number}").touch()
 
-    def response(self, method: str = "GET") -> Any:
+
+class Play(Call):
+    """One that was asked for, and the connection that it was asked for on."""
+
+    def __init__(self, server: Server, number: str, connection: Connection) -> None:
+        super().__init__(server, number)
+        self.connection = connection
+
+    def response(self, method: str = "GET") -> Response:
         return self.connection.response(method)
 
 
@@ -170,7 +174,7 @@ class Server:
         ready: bool = True,
     ) -> None:
         self.patience = patience
-        self.scheme = "https" if tls else "http"
+        self.process_patience = 3 * patience  # for a start or a stop
         # A unix socket's path must be short.
         self.folder = Path(tempfile.mkdtemp(prefix="probe"))
         self.journal = Journal(self.folder / "journal")
@@ -233,7 +237,7 @@ class Server:
             except (OSError, Failed):
                 return 0
 
-        status = eventually(answer, START_SECONDS)
+        status = eventually(answer, 2 * self.process_patience)
         if status != 200:
             last = (self.log().strip().splitlines() or [""])[-1]
             self.end()
@@ -309,10 +313,10 @@ class Server:
     def terminate(self) -> None:
         self.process.terminate()
 
-    def wait(self, seconds: float = STOP_SECONDS) -> int | None:
+    def wait(self, seconds: float | None = None) -> int | None:
         """The exit status; None if it has not ended by then."""
         try:
-            return self.process.wait(seconds)
+            return self.process.wait(seconds or self.process_patience)
         except subprocess.TimeoutExpired:
             return None
 

@@ -14,7 +14,6 @@ from conformance.lifespan import crash, lifespan
 from conformance.server import LIFESPAN, SHUTDOWN_COMPLETE, Note, Server, Target, eventually
 
 MUCH = 64 << 20
-FORCED_SECONDS = 30.0  # for a stop that has to give something up
 
 
 @check("X1")
@@ -27,7 +26,8 @@ def a_reset_lets_go_of_the_connection(target: Target) -> None:
     def gone() -> bool:
         return not target.server.play(("watched",), *OK).wait("watched")["alive"]
 
-    expect(eventually(gone, 2.0), "2 s after the reset it is still held")
+    seconds = target.patience / 2
+    expect(eventually(gone, seconds), f"{seconds:g} s after the reset it is still held")
 
 
 @check("X2")
@@ -95,8 +95,9 @@ def shutdown_is_whole_after_a_second_signal(target: Target) -> None:
 
 def whole_shutdown(server: Server) -> Note:
     """The note of lifespan.shutdown, when the process has ended."""
-    status = server.wait(FORCED_SECONDS)
-    expect(status is not None, f"it still runs after {FORCED_SECONDS:g} s")
+    seconds = 2 * server.process_patience  # something has to be given up first
+    status = server.wait(seconds)
+    expect(status is not None, f"it still runs after {seconds:g} s")
     events = server.journal.of("lifespan", "received")[1:]
     expect(events, "shutdown never comes")
     expect(server.journal.of("lifespan", "returned"), "shutdown is begun, and not waited for")
@@ -124,6 +125,6 @@ def a_body_that_is_not_taken_is_not_kept(target: Target) -> None:
 def a_response_that_is_not_read_is_not_kept(target: Target) -> None:
     times = MUCH >> 16
     play = target.server.play(start(200), ("send_often", times, 1 << 16), body())
-    play.wait("sending", 2)
+    play.wait("sending", times=2)
     done = eventually(lambda: play.notes("sent")[1:], 2.0)
     expect(not done, f"send() takes {MUCH >> 20} MiB for a client that reads nothing")

@@ -15,9 +15,11 @@ from conformance.client import (
     TEXT,
     Failed,
     NotApplicable,
+    frame_bytes,
     handshake_fields,
     request,
 )
+from conformance.core import expect_no_report
 from conformance.events import FAIL, GATE, OK, RECEIVE, accept, close, text, version_of
 from conformance.http import (
     MOMENT,
@@ -203,10 +205,8 @@ def connect_comes_within_the_handshake(target: Target) -> None:
 
 @check("R59")
 def no_message_before_accept(target: Target) -> None:
-    from conformance.client import frame
-
     play = target.server.websocket(
-        CONNECT, ("receive_within", MOMENT), accept(), then=frame(TEXT, b"early")
+        CONNECT, ("receive_within", MOMENT), accept(), then=frame_bytes(TEXT, b"early")
     )
     play.ended()
     notes = play.notes("received")[1:]
@@ -309,7 +309,7 @@ def the_reason_of_a_close(target: Target) -> None:
 def receive_after_disconnect(target: Target) -> str:
     play = target.server.accepted(("receive", 3))
     play.connection.send_close(1000)
-    play.wait("received", 4)
+    play.wait("received", times=4)
     kinds = {note.get("error") or note["event"]["type"] for note in play.notes("received")[2:]}
     return ", ".join(sorted(kinds))
 
@@ -328,8 +328,6 @@ def send_after_the_close(target: Target) -> str:
 
 @check("R67")
 def its_exception_is_no_error(target: Target) -> None:
-    from conformance.core import expect_no_report
-
     said = len(target.server.log())
     play = target.server.accepted(RECEIVE, ("send_or_raise", text("late")[1]))
     needs(play, (2, 4))
