@@ -119,9 +119,16 @@ def exit_status(*arguments: str) -> Sequence[Any]:
     return done.returncode, done.stderr
 
 
-def test_a_server_that_does_not_start() -> None:
-    status, _ = exit_status("--cmd", f"{sys.executable} -c 'exit(3)'", "--only", "R1")
-    assert status == 1
+@pytest.mark.parametrize(
+    ("command", "seen"),
+    [
+        (f"{sys.executable} -c 'exit(\"no way\")'", "the server does not start: no way"),
+        ("no-such-server", "there is no program no-such-server"),
+    ],
+)
+def test_a_server_that_does_not_start(command: str, seen: str) -> None:
+    report = results("--cmd", command, "--only", "R1")
+    assert those(report, "fail") == {"R1": seen}
 
 
 @pytest.mark.parametrize(

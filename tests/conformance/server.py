@@ -173,6 +173,8 @@ class Server:
         tls: bool = False,
         ready: bool = True,
     ) -> None:
+        program, *arguments = shlex.split(command)
+        program = program_at(program)
         self.patience = patience
         self.process_patience = 3 * patience  # for a start or a stop
         # A unix socket's path must be short.
@@ -191,19 +193,22 @@ class Server:
             "certfile": CERTIFICATES / "server.pem",
             "keyfile": CERTIFICATES / "server.key",
         }
-        self.command = [word.format_map(words) for word in shlex.split(command)]
+        arguments = [word.format_map(words) for word in arguments]
+        self.process = self._start([program, *arguments], self._environment(lifespan))
+        if ready:
+            self.wait_until_it_answers()
+
+    def _start(self, command: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
         with (self.folder / "log").open("wb") as log:
-            self.process = subprocess.Popen(
-                self.command,
+            return subprocess.Popen(
+                command,
                 cwd=self.folder,
-                env=self._environment(lifespan),
+                env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        if ready:
-            self.wait_until_it_answers()
 
     def _environment(self, lifespan: Sequence[Step]) -> dict[str, str]:
         # The server has another working folder, where a relative path leads nowhere.
@@ -336,6 +341,7 @@ class Target:
         self.commands = commands
         self.patience = patience
         self._running: dict[str, Server] = {}
+        self._failed: dict[str, Failed] = {}
 
     def command(self, variant: str) -> str:
         if variant == "plain":
@@ -355,12 +361,19 @@ class Target:
         )
 
     def running(self, variant: str) -> Server:
-        """One that all checks share."""
+        """One that all checks share, and that is started again if it has ended. What cannot be
+        started is not tried again."""
+        if variant in self._failed:
+            raise self._failed[variant]
         server = self._running.get(variant)
         if server is None or not server.alive:
             if server is not None:
                 server.end()
-            server = self._running[variant] = self._start(variant)
+            try:
+                server = self._running[variant] = self._start(variant)
+            except Failed as failure:
+                self._failed[variant] = failure
+                raise
         return server
 
     @property
@@ -383,6 +396,14 @@ class Target:
     def end(self) -> None:
         for server in self._running.values():
             server.end()
+
+
+def program_at(name: str) -> str:
+    """Its absolute path, since the servers have another working folder."""
+    found = shutil.which(name)
+    if found is None:
+        raise Failed(f"there is no program {name}")
+    return os.path.abspath(found)
 
 
 def free_port() -> int:
