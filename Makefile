@@ -36,7 +36,7 @@ help:
 	@echo 'make lint       ruff, mypy, cython-lint, warnings of Cython as errors'
 	@echo 'make test-asan  run the tests on a build with AddressSanitizer and UBSan'
 	@echo 'make fuzz       run the fuzz targets (OPTIONS: see tests/fuzz/run.py)'
-	@echo 'make conformance  judge fastserve and its peers, and write docs/conformance.md (15 minutes)'
+	@echo 'make conformance  judge fastserve and its peers, and write docs/conformance.md (5 minutes)'
 	@echo 'make bench      measure against the peers (about an hour; OPTIONS: see bench/README.md)'
 	@echo 'make bench-websocket  the same for WebSockets (half an hour)'
 	@echo 'make instructions  count instructions per request, and compare with those recorded'
@@ -83,7 +83,7 @@ fuzz: $(VENV)/.test
 	$(VENV)/bin/python tests/fuzz/run.py $(OPTIONS)
 
 conformance: $(VENV)/.test $(PEERS)/.installed
-	cd tests && $(abspath $(VENV))/bin/python -m conformance --all \
+	cd tests && $(abspath $(VENV))/bin/python -m conformance --all --jobs 3 \
 	    --peers $(abspath $(PEERS))/bin/python --table ../docs/conformance.md $(OPTIONS)
 
 bench: $(VENV)/.test

@@ -20,8 +20,11 @@ import json
 import signal
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from datetime import date
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from conformance.catalogue import ALL
 from conformance.checks import FAIL, run
@@ -50,39 +53,50 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--only", nargs="+", metavar="NUMBER", help="requirements to check")
     parser.add_argument("--patience", type=float, default=PATIENCE, metavar="SECONDS",
                         help="how long to wait for what should happen at once [%(default)g]")  # fmt: skip
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="servers at a time [1]")
     parser.add_argument("--json", metavar="FILE", help="write the results there; - is stdout")
     parser.add_argument("--table", metavar="FILE", help="write the page of the documentation there")
     return parser
 
 
-def chosen(given: argparse.Namespace) -> dict[str, tuple[Commands, str]]:
-    """The servers to judge: commands and version, by name."""
-    servers = {}
+class Candidate(NamedTuple):
+    """A server to judge. `shown` is its command as it is reported."""
+
+    name: str
+    version: str
+    commands: Commands
+    shown: str
+
+
+def chosen(given: argparse.Namespace) -> list[Candidate]:
+    candidates = []
     if given.cmd is not None:
         variants = dict(each.split("=", 1) for each in given.variant)
         if unknown := variants.keys() - VARIANTS.keys():
             raise SystemExit(f"no such variant: {', '.join(unknown)}")
-        servers[given.cmd.split()[0]] = (Commands(given.cmd, variants), "")
+        name = given.cmd.split()[0]
+        candidates.append(Candidate(name, "", Commands(given.cmd, variants), given.cmd))
     for name in KNOWN if given.all else given.servers:
         if name not in KNOWN:
             raise SystemExit(f"no such server: {name}; --cmd takes a command")
-        python = python_of(name, given.peers)
-        servers[name] = (KNOWN[name].commands(python), KNOWN[name].version(python))
-    if not servers:
+        known, python = KNOWN[name], python_of(name, given.peers)
+        commands, shown = known.commands(python), known.commands("python").plain
+        candidates.append(Candidate(name, known.version(python), commands, shown))
+    if not candidates:
         raise SystemExit("which server? See --help")
-    return servers
+    return candidates
 
 
-def judge(name: str, commands: Commands, version: str, given: argparse.Namespace) -> Report:
+def judge(given: argparse.Namespace, candidate: Candidate) -> Report:
     checks = [each for each in ALL if given.only is None or each.number in given.only]
     outcomes = []
-    for outcome in run(checks, Target(commands, given.patience)):
+    for outcome in run(checks, Target(candidate.commands, given.patience)):
         outcomes.append(outcome)
-        if sys.stderr.isatty():
-            done = f"{name}: {len(outcomes)} of {len(checks)} checks"
+        if sys.stderr.isatty() and given.jobs == 1:
+            done = f"{candidate.name}: {len(outcomes)} of {len(checks)} checks"
             end = "\n" if len(outcomes) == len(checks) else "\r"
             print(done, end=end, file=sys.stderr, flush=True)
-    return Report(name, version, commands.plain, verdicts(outcomes))
+    return Report(candidate.name, candidate.version, candidate.shown, verdicts(outcomes))
 
 
 def write(path: str, text: str) -> None:
@@ -98,11 +112,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise SystemExit("a page has all requirements: --table and --only exclude each other")
     # So that the servers are ended too.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    candidates = chosen(given)
     reports = []
-    for name, (commands, version) in chosen(given).items():
-        reports.append(judge(name, commands, version, given))
-        if given.json != "-":
-            print(table(reports[-1]))
+    with ProcessPoolExecutor(given.jobs) as pool:
+        judged = map if given.jobs == 1 else pool.map
+        for report in judged(partial(judge, given), candidates):
+            reports.append(report)
+            if given.json != "-":
+                print(table(report), flush=True)
     if given.json:
         write(given.json, json.dumps([report.as_json() for report in reports], indent=1))
     if given.table:

@@ -34,6 +34,13 @@ class Outcome:
     result: str
     seen: str
 
+    @property
+    def text(self) -> str:
+        """What was seen; where it should not have been, with what was looked at."""
+        if self.result != FAIL:
+            return self.seen
+        return f"{self.check.name.replace('_', ' ')}: {self.seen}"
+
 
 CHECKS: list[Check] = []
 

@@ -210,7 +210,8 @@ def server_on_a_unix_socket(target: Target) -> None:
     server = target.running("unix")
     told = server.play(*OK).scope.get("server")
     expected = [server.address, None]
-    expect(told is not None and list(told) == expected, f"server on a unix socket is {told!r}")
+    shown = repr(told).replace(str(server.address), "PATH")
+    expect(told is not None and list(told) == expected, f"server on a unix socket is {shown}")
 
 
 @check("R31")

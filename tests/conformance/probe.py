@@ -161,6 +161,7 @@ class Call:
 
     async def do_send(self, event):
         """Send, and note an exception in place of raising it."""
+        self.note("sends")
         try:
             await self.send(event)
         except Exception as error:

@@ -53,9 +53,11 @@ def verdicts(outcomes: Sequence[Outcome]) -> dict[str, Verdict]:
     for number in REQUIREMENTS:
         own = [outcome for outcome in outcomes if outcome.check.number == number]
         for result in (FAIL, PASS, NOT_APPLICABLE):
-            seen = [outcome.seen for outcome in own if outcome.result == result]
+            seen = [outcome.text for outcome in own if outcome.result == result]
             if seen:
-                found[number] = Verdict(number, result, "; ".join(filter(None, seen)))
+                found[number] = Verdict(
+                    number, result, "; ".join(dict.fromkeys(filter(None, seen)))
+                )
                 break
     return found
 

@@ -51,6 +51,7 @@ LIFESPAN: list[Step] = [
 STUCK = {
     "nothing": "the application is not called",
     "asks": "receive() does not return",
+    "sends": "send() does not return",
     "sending": "send() does not return",
     "called": "nothing happens",
 }

@@ -389,10 +389,9 @@ def frames_that_are_wrong(target: Target) -> None:
         try:
             code, _ = play.connection.close_frame()
         except Failed:
-            code = None
-            if play.connection.fate not in ("closed", "reset"):
-                wrong.append(f"{what} is accepted")
-                continue
+            dropped = play.connection.fate in ("closed", "reset")
+            wrong.append(f"{what} " + ("has no Close" if dropped else "is accepted"))
+            continue
         if code != expected:
             wrong.append(f"{what} is closed with {code}")
     expect(not wrong, "; ".join(wrong))
