@@ -2,12 +2,14 @@
 #
 # Variables: PYTHON (the interpreter to build for), VENV (where it is installed), APP (for run),
 # TESTS (files for test and test-asan), JOBS (how many processes share them; 0: none but pytest's
-# own), OPTIONS (more options for run, test, fuzz, bench).
+# own), PEERS (where the other servers are installed for conformance), OPTIONS (more options for
+# run, test, fuzz, conformance, bench).
 
 PYTHON ?= python3
 VENV ?= .venv
 APP ?= hello:app
 ASAN ?= build/asan
+PEERS ?= .venv-peers
 TESTS ?=
 JOBS ?= auto
 OPTIONS ?=
@@ -25,7 +27,7 @@ PIP_INSTALL = python -m pip install --quiet --disable-pip-version-check
 # One home for the versions: the list is read from pyproject.toml.
 BUILD_REQUIRES = python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")'
 
-.PHONY: help run test test-long lint test-asan fuzz bench bench-websocket instructions options wheel clean
+.PHONY: help run test test-long lint test-asan fuzz conformance bench bench-websocket instructions options wheel clean
 
 help:
 	@echo 'make run        serve examples/hello.py, or another one: make run APP=chat:app'
@@ -34,6 +36,7 @@ help:
 	@echo 'make lint       ruff, mypy, cython-lint, warnings of Cython as errors'
 	@echo 'make test-asan  run the tests on a build with AddressSanitizer and UBSan'
 	@echo 'make fuzz       run the fuzz targets (OPTIONS: see tests/fuzz/run.py)'
+	@echo 'make conformance  judge fastserve and its peers, and write docs/conformance.md (5 minutes)'
 	@echo 'make bench      measure against the peers (about an hour; OPTIONS: see bench/README.md)'
 	@echo 'make bench-websocket  the same for WebSockets (half an hour)'
 	@echo 'make instructions  count instructions per request, and compare with those recorded'
@@ -79,6 +82,10 @@ test-asan: $(ASAN)/.built
 fuzz: $(VENV)/.test
 	$(VENV)/bin/python tests/fuzz/run.py $(OPTIONS)
 
+conformance: $(VENV)/.test $(PEERS)/.installed
+	cd tests && $(abspath $(VENV))/bin/python -m conformance --all --jobs 3 \
+	    --peers $(abspath $(PEERS))/bin/python --table ../docs/conformance.md $(OPTIONS)
+
 bench: $(VENV)/.test
 	$(VENV)/bin/python bench/http.py $(OPTIONS)
 
@@ -103,7 +110,7 @@ clean:
 
 # Stamps: a step is done again when something it depends on is newer.
 
-$(VENV)/.created $(ASAN)/venv/.created: %/.created:
+$(VENV)/.created $(ASAN)/venv/.created $(PEERS)/.created: %/.created:
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("fastserve needs Python 3.11 or later; this is " + sys.version.split()[0] + ": make PYTHON=...")'
 	$(PYTHON) -m venv $*
 	$*/bin/$(PIP_INSTALL) --upgrade 'pip>=25.1'
@@ -120,6 +127,10 @@ $(VENV)/.built: $(VENV)/.created $(SOURCES)
 
 $(VENV)/.test: $(VENV)/.built pyproject.toml
 	$(VENV)/bin/$(PIP_INSTALL) --group test
+	@touch $@
+
+$(PEERS)/.installed: $(PEERS)/.created tests/conformance/peers.txt bench/peers.txt
+	$(PEERS)/bin/$(PIP_INSTALL) -r tests/conformance/peers.txt
 	@touch $@
 
 $(VENV)/.lint: $(VENV)/.built pyproject.toml
