@@ -824,7 +824,7 @@ cdef class Listener:
         self.left = True
         if not self.looking:
             self.looking = True
-            self.reactor.worker.later(LEAVE_MS / 1000, self.look_again)
+            self.reactor.worker.later(LEAVE_MS / 1000.0, self.look_again)
         return 0
 
     def look_again(self):

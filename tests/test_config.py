@@ -243,7 +243,10 @@ SECONDS = [name for name, option in OPTIONS.items() if option.check.metavar == "
 MAY_BE_OFF = {
     "drain_delay",
     "drain_idle_timeout",
+    "loop_lag_warn",
+    "request_timeout",
     "ssl_reload_interval",
+    "timeout",
     "ws_ping_interval",
     "ws_ping_timeout",
 }

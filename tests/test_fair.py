@@ -94,9 +94,8 @@ def rows_of(server: Process) -> list[Row]:
 def test_each_has_its_share(serving: Start, kind: tuple[str, ...]) -> None:
     server = serving(*kind, "served:app")
     with Crowd(server.address) as crowd:
-        for _ in range(19):
-            crowd.connect(20)
-        crowd.becomes_shared_by(4)
+        crowd.connect(400)
+        assert crowd.is_shared_by(4), crowd.workers
         shown = {row.pid: row.connections for row in rows_of(server)}
         assert shown == crowd.workers
 

@@ -11,7 +11,7 @@ cdef enum:
     ACCEPT_BATCH = 64           # connections accepted for one event
     QUEUE_MOST = 64 * 1024      # that may wait to be accepted
     FEW = 2                     # taken before another look at how many the other workers have
-    LEAVE_MS = 4                # how long they are left to those
+    LEAVE_MS = 2                # how long they are left to those
     CHOKE_ABOVE = 64 * 1024     # unsent bytes from which on a sender has to wait,
     RESUME_BELOW = 16 * 1024    # and until when
     LINGER_MS = 2000            # how long, and for how many bytes, input is thrown away
