@@ -25,13 +25,14 @@ PIP_INSTALL = python -m pip install --quiet --disable-pip-version-check
 # One home for the versions: the list is read from pyproject.toml.
 BUILD_REQUIRES = python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")'
 
-.PHONY: help run test test-long lint test-asan fuzz bench bench-websocket instructions options wheel clean
+.PHONY: help run test test-long lint stubtest test-asan fuzz bench bench-websocket instructions options wheel clean
 
 help:
 	@echo 'make run        serve examples/hello.py, or another one: make run APP=chat:app'
 	@echo 'make test       run all tests'
 	@echo 'make test-long  reloads, kills and new programs by the hundred (half an hour)'
-	@echo 'make lint       ruff, mypy, cython-lint, warnings of Cython as errors'
+	@echo 'make lint       ruff, mypy, stubtest, cython-lint, warnings of Cython as errors'
+	@echo 'make stubtest   compare the type stubs with the compiled modules'
 	@echo 'make test-asan  run the tests on a build with AddressSanitizer and UBSan'
 	@echo 'make fuzz       run the fuzz targets (OPTIONS: see tests/fuzz/run.py)'
 	@echo 'make bench      measure against the peers (about an hour; OPTIONS: see bench/README.md)'
@@ -50,7 +51,7 @@ test: $(VENV)/.test
 test-long: $(VENV)/.test
 	$(VENV)/bin/python -m pytest -m long $(OPTIONS) $(TESTS)
 
-lint: $(VENV)/.lint
+lint: $(VENV)/.lint stubtest
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
@@ -60,6 +61,11 @@ lint: $(VENV)/.lint
 	    $(VENV)/bin/cython -3 -Wextra -Werror -I src --module-name fastserve.$$module \
 	        -o build/lint/$$module.c src/$$module.pyx || exit 1; \
 	done
+
+# A stub has what our Python code may use. What it leaves out is for compiled code alone.
+stubtest: $(VENV)/.lint
+	MYPYPATH=src $(VENV)/bin/stubtest --ignore-missing-stub --ignore-disjoint-bases \
+	    $(addprefix fastserve.,$(MODULES))
 
 # The sanitizers' runtime must be there before the interpreter's own malloc is. What they
 # find goes to files: pytest keeps what is written to stderr, and is lost with it.
