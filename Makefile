@@ -25,7 +25,7 @@ PIP_INSTALL = python -m pip install --quiet --disable-pip-version-check
 # One home for the versions: the list is read from pyproject.toml.
 BUILD_REQUIRES = python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")'
 
-.PHONY: help run test test-long lint stubtest test-asan fuzz bench bench-websocket instructions options wheel clean
+.PHONY: help run test test-long lint stubtest test-asan fuzz bench bench-websocket instructions options docs wheel identifiers clean
 
 help:
 	@echo 'make run        serve examples/hello.py, or another one: make run APP=chat:app'
@@ -39,7 +39,10 @@ help:
 	@echo 'make bench-websocket  the same for WebSockets (half an hour)'
 	@echo 'make instructions  count instructions per request, and compare with those recorded'
 	@echo 'make options    write docs/options.md, the table of the options'
-	@echo 'make wheel      build the sdist, and from it a wheel, into wheelhouse/'
+	@echo 'make docs       build the site, into build/docs/; warnings are errors'
+	@echo 'make wheel      build the sdist and wheels for the Pythons at hand, into wheelhouse/, and test'
+	@echo '                each (OPTIONS, TESTS: see tools/wheels.py)'
+	@echo 'make identifiers  check which wheels cibuildwheel would build'
 	@echo 'make clean      remove everything that was built'
 
 run: $(VENV)/.built
@@ -97,9 +100,14 @@ instructions: $(VENV)/.test
 options: $(VENV)/.built
 	$(VENV)/bin/python docs/options.py
 
-wheel: $(VENV)/.created
-	$(VENV)/bin/$(PIP_INSTALL) build
-	$(VENV)/bin/python -m build --outdir wheelhouse
+docs: $(VENV)/.docs
+	$(VENV)/bin/sphinx-build --fail-on-warning --keep-going --quiet $(OPTIONS) docs build/docs
+
+wheel: $(VENV)/.wheel
+	$(VENV)/bin/python tools/wheels.py $(OPTIONS) $(TESTS)
+
+identifiers: $(VENV)/.wheel
+	$(VENV)/bin/python tools/wheels.py --identifiers
 
 clean:
 	rm -rf .venv* build dist src/*.egg-info src/*.c src/*.html src/fastserve/*.so
@@ -130,6 +138,11 @@ $(VENV)/.test: $(VENV)/.built pyproject.toml
 
 $(VENV)/.lint: $(VENV)/.built pyproject.toml
 	$(VENV)/bin/$(PIP_INSTALL) --group lint
+	@touch $@
+
+# These two need no build of fastserve.
+$(VENV)/.wheel $(VENV)/.docs: $(VENV)/.%: $(VENV)/.created pyproject.toml
+	$(VENV)/bin/$(PIP_INSTALL) --group $*
 	@touch $@
 
 # From a copy of the sources, and not editable: its modules must never be taken
