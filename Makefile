@@ -8,6 +8,7 @@ PYTHON ?= python3
 VENV ?= .venv
 APP ?= hello:app
 ASAN ?= build/asan
+COVERAGE ?= build/coverage
 TESTS ?=
 JOBS ?= auto
 OPTIONS ?=
@@ -25,7 +26,7 @@ PIP_INSTALL = python -m pip install --quiet --disable-pip-version-check
 # One home for the versions: the list is read from pyproject.toml.
 BUILD_REQUIRES = python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")'
 
-.PHONY: help run test test-long lint stubtest test-asan fuzz bench bench-websocket instructions options docs wheel identifiers clean
+.PHONY: help run test test-long lint stubtest test-asan coverage fuzz bench bench-websocket instructions options docs sdist wheel identifiers clean
 
 help:
 	@echo 'make run        serve examples/hello.py, or another one: make run APP=chat:app'
@@ -34,12 +35,14 @@ help:
 	@echo 'make lint       ruff, mypy, stubtest, cython-lint, warnings of Cython as errors'
 	@echo 'make stubtest   compare the type stubs with the compiled modules'
 	@echo 'make test-asan  run the tests on a build with AddressSanitizer and UBSan'
+	@echo 'make coverage   which lines of Python and Cython the tests run, and whether they are enough'
 	@echo 'make fuzz       run the fuzz targets (OPTIONS: see tests/fuzz/run.py)'
 	@echo 'make bench      measure against the peers (about an hour; OPTIONS: see bench/README.md)'
 	@echo 'make bench-websocket  the same for WebSockets (half an hour)'
 	@echo 'make instructions  count instructions per request, and compare with those recorded'
 	@echo 'make options    write docs/options.md, the table of the options'
 	@echo 'make docs       build the site, into build/docs/; warnings are errors'
+	@echo 'make sdist      build the sdist, into wheelhouse/'
 	@echo 'make wheel      build the sdist and wheels for the Pythons at hand, into wheelhouse/, and test'
 	@echo '                each (OPTIONS, TESTS: see tools/wheels.py)'
 	@echo 'make identifiers  check which wheels cibuildwheel would build'
@@ -85,6 +88,14 @@ test-asan: $(ASAN)/.built
 	done; \
 	exit $$status
 
+# From a copy, where the modules lie beside the C that their lines are found by. Tracing makes them
+# some times slower.
+coverage: $(COVERAGE)/.built
+	cp -R docs examples tests $(COVERAGE)/tree
+	cd $(COVERAGE)/tree && rm -f .coverage* && \
+	../venv/bin/coverage run $(PYTEST) --timeout $$((5 * $(TIMEOUT))) $(OPTIONS) $(TESTS) && \
+	../venv/bin/coverage combine --quiet && ../venv/bin/coverage report
+
 fuzz: $(VENV)/.test
 	$(VENV)/bin/python tests/fuzz/run.py $(OPTIONS)
 
@@ -103,6 +114,9 @@ options: $(VENV)/.built
 docs: $(VENV)/.docs
 	$(VENV)/bin/sphinx-build --fail-on-warning --keep-going --quiet $(OPTIONS) docs build/docs
 
+sdist: $(VENV)/.wheel
+	$(VENV)/bin/python -m build --quiet --sdist --outdir wheelhouse
+
 wheel: $(VENV)/.wheel
 	$(VENV)/bin/python tools/wheels.py $(OPTIONS) $(TESTS)
 
@@ -117,7 +131,7 @@ clean:
 
 # Stamps: a step is done again when something it depends on is newer.
 
-$(VENV)/.created $(ASAN)/venv/.created: %/.created:
+$(VENV)/.created $(ASAN)/venv/.created $(COVERAGE)/venv/.created: %/.created:
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("fastserve needs Python 3.11 or later; this is " + sys.version.split()[0] + ": make PYTHON=...")'
 	$(PYTHON) -m venv $*
 	$*/bin/$(PIP_INSTALL) --upgrade 'pip>=25.1'
@@ -145,14 +159,19 @@ $(VENV)/.wheel $(VENV)/.docs: $(VENV)/.%: $(VENV)/.created pyproject.toml
 	$(VENV)/bin/$(PIP_INSTALL) --group $*
 	@touch $@
 
-# From a copy of the sources, and not editable: its modules must never be taken
-# for those of the ordinary build.
-$(ASAN)/.built: $(ASAN)/venv/.created $(SOURCES) $(wildcard src/fastserve/*.py src/fastserve/*.pyi)
-	rm -rf $(ASAN)/tree
-	mkdir -p $(ASAN)/tree
-	cp -R setup.py pyproject.toml README.md LICENSE src $(ASAN)/tree
-	rm -rf $(ASAN)/tree/src/*.c $(ASAN)/tree/src/*.egg-info $(ASAN)/tree/src/fastserve/*.so
-	$(ASAN)/venv/bin/$(BUILD_REQUIRES) > $(ASAN)/requires.txt
-	$(ASAN)/venv/bin/$(PIP_INSTALL) -r $(ASAN)/requires.txt --group test
-	FASTSERVE_SANITIZE=1 $(ASAN)/venv/bin/$(PIP_INSTALL) --no-build-isolation --force-reinstall $(ASAN)/tree
+# From copies of the sources: their modules must never be taken for those of the ordinary build.
+# Those for coverage are looked for beside their C, and so installed in place.
+$(ASAN)/.built: SWITCH = FASTSERVE_SANITIZE
+$(ASAN)/.built: GROUP = test
+$(COVERAGE)/.built: SWITCH = FASTSERVE_TRACE
+$(COVERAGE)/.built: GROUP = coverage
+$(COVERAGE)/.built: INPLACE = --editable
+$(ASAN)/.built $(COVERAGE)/.built: %/.built: %/venv/.created $(SOURCES) $(wildcard src/fastserve/*.py src/fastserve/*.pyi)
+	rm -rf $*/tree
+	mkdir -p $*/tree
+	cp -R setup.py pyproject.toml README.md LICENSE src $*/tree
+	rm -rf $*/tree/src/*.c $*/tree/src/*.egg-info $*/tree/src/fastserve/*.so
+	$*/venv/bin/$(BUILD_REQUIRES) > $*/requires.txt
+	$*/venv/bin/$(PIP_INSTALL) -r $*/requires.txt --group $(GROUP)
+	$(SWITCH)=1 $*/venv/bin/$(PIP_INSTALL) --no-build-isolation --force-reinstall $(INPLACE) $*/tree
 	@touch $@

@@ -110,7 +110,7 @@ class Sdist:
 
     @classmethod
     def build(cls, scratch: Path) -> Sdist:
-        run(sys.executable, "-m", "build", "--sdist", "--outdir", scratch, ROOT)
+        run(sys.executable, "-m", "build", "--quiet", "--sdist", "--outdir", scratch, ROOT)
         (archive,) = scratch.glob("*.tar.gz")
         with tarfile.open(archive) as tar:
             tar.extractall(scratch, filter="data")
@@ -169,7 +169,11 @@ def check(wheel: Path, sdist: Sdist) -> None:
         if not versions or min((int(a), int(b)) for a, b in versions) > NEWEST_GLIBC:
             raise WheelError(f"{wheel.name}: not for glibc {NEWEST_GLIBC[0]}.{NEWEST_GLIBC[1]}")
     with zipfile.ZipFile(wheel) as archive:
-        names = {name for name in archive.namelist() if ".dist-info/" not in name}
+        names = {
+            entry.filename
+            for entry in archive.infolist()
+            if not entry.is_dir() and ".dist-info/" not in entry.filename
+        }
         compiled = {name for name in names if name.endswith(".so")}
         if {Path(name).name.partition(".")[0] for name in compiled} != sdist.modules():
             raise WheelError(f"{wheel.name}: other compiled modules: {sorted(compiled)}")
