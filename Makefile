@@ -2,7 +2,7 @@
 #
 # Variables: PYTHON (the interpreter to build for), VENV (where it is installed), APP (for run),
 # TESTS (files for test and test-asan), JOBS (how many processes share them; 0: none but pytest's
-# own), OPTIONS (more options for run, test, fuzz, bench).
+# own), OPTIONS (more options for most of them).
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -26,7 +26,7 @@ PIP_INSTALL = python -m pip install --quiet --disable-pip-version-check
 # One home for the versions: the list is read from pyproject.toml.
 BUILD_REQUIRES = python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")'
 
-.PHONY: help run test test-long lint stubtest test-asan coverage fuzz bench bench-websocket instructions options docs sdist wheel identifiers clean
+.PHONY: help run test test-long lint stubtest test-asan coverage fuzz bench bench-websocket instructions annotate options docs sdist wheel identifiers clean
 
 help:
 	@echo 'make run        serve examples/hello.py, or another one: make run APP=chat:app'
@@ -40,6 +40,7 @@ help:
 	@echo 'make bench      measure against the peers (about an hour; OPTIONS: see bench/README.md)'
 	@echo 'make bench-websocket  the same for WebSockets (half an hour)'
 	@echo 'make instructions  count instructions per request, and compare with those recorded'
+	@echo 'make annotate   write what Cython makes of each line, into build/_*.html'
 	@echo 'make options    write docs/options.md, the table of the options'
 	@echo 'make docs       build the site, into build/docs/; warnings are errors'
 	@echo 'make sdist      build the sdist, into wheelhouse/'
@@ -88,12 +89,12 @@ test-asan: $(ASAN)/.built
 	done; \
 	exit $$status
 
-# From a copy, where the modules lie beside the C that their lines are found by. Tracing makes them
-# some times slower.
+# The modules lie beside the C that their lines are found by, in a copy that is the working folder.
+# Tracing makes them some times slower.
 coverage: $(COVERAGE)/.built
-	cp -R docs examples tests $(COVERAGE)/tree
 	cd $(COVERAGE)/tree && rm -f .coverage* && \
-	../venv/bin/coverage run $(PYTEST) --timeout $$((5 * $(TIMEOUT))) $(OPTIONS) $(TESTS) && \
+	../venv/bin/coverage run $(PYTEST) --timeout $$((5 * $(TIMEOUT))) $(OPTIONS) \
+	    $(addprefix $(CURDIR)/,$(or $(TESTS),tests)) && \
 	../venv/bin/coverage combine --quiet && ../venv/bin/coverage report
 
 fuzz: $(VENV)/.test
@@ -107,6 +108,13 @@ bench-websocket: $(VENV)/.test
 
 instructions: $(VENV)/.test
 	$(VENV)/bin/python bench/instructions.py --check $(OPTIONS)
+
+annotate: $(VENV)/.built
+	for module in $(MODULES); do \
+	    $(VENV)/bin/cython -3 --annotate -I src --module-name fastserve.$$module \
+	        -o build/$$module.c src/$$module.pyx || exit 1; \
+	done
+	@echo 'build/_*.html'
 
 options: $(VENV)/.built
 	$(VENV)/bin/python docs/options.py
@@ -127,7 +135,7 @@ clean:
 	rm -rf .venv* build dist src/*.egg-info src/*.c src/*.html src/fastserve/*.so
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
 	find wheelhouse -type f ! -name README.md -delete
-	find src tests examples bench -name __pycache__ -prune -exec rm -rf {} +
+	find src tests examples bench docs tools -name __pycache__ -prune -exec rm -rf {} +
 
 # Stamps: a step is done again when something it depends on is newer.
 
