@@ -18,6 +18,7 @@ class Host:
     ) -> None: ...
     def drain(self, on_idle: Callable[[], object]) -> None: ...
 
+@final
 class TaskStarter:
     def __init__(
         self,
