@@ -2,14 +2,22 @@
 #
 # Variables: PYTHON (the interpreter to build for), VENV (where it is installed), APP (for run),
 # TESTS (files for test and test-asan), JOBS (how many processes share them; 0: none but pytest's
+<<<<<<< HEAD
 # own), PEERS (where the other servers are installed for conformance), OPTIONS (more options for
 # run, test, fuzz, conformance, bench).
+=======
+# own), OPTIONS (more options for most of them).
+>>>>>>> 5cbf015d8330d7c2eb7acb553e8015714cdf33ff
 
 PYTHON ?= python3
 VENV ?= .venv
 APP ?= hello:app
 ASAN ?= build/asan
+<<<<<<< HEAD
 PEERS ?= .venv-peers
+=======
+COVERAGE ?= build/coverage
+>>>>>>> 5cbf015d8330d7c2eb7acb553e8015714cdf33ff
 TESTS ?=
 JOBS ?= auto
 OPTIONS ?=
@@ -27,21 +35,32 @@ PIP_INSTALL = python -m pip install --quiet --disable-pip-version-check
 # One home for the versions: the list is read from pyproject.toml.
 BUILD_REQUIRES = python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")'
 
+<<<<<<< HEAD
 .PHONY: help run test test-long lint test-asan fuzz conformance bench bench-websocket instructions options wheel clean
+=======
+.PHONY: help run test test-long lint stubtest test-asan coverage fuzz bench bench-websocket instructions annotate options docs sdist wheel identifiers clean
+>>>>>>> 5cbf015d8330d7c2eb7acb553e8015714cdf33ff
 
 help:
 	@echo 'make run        serve examples/hello.py, or another one: make run APP=chat:app'
 	@echo 'make test       run all tests'
 	@echo 'make test-long  reloads, kills and new programs by the hundred (half an hour)'
-	@echo 'make lint       ruff, mypy, cython-lint, warnings of Cython as errors'
+	@echo 'make lint       ruff, mypy, stubtest, cython-lint, warnings of Cython as errors'
+	@echo 'make stubtest   compare the type stubs with the compiled modules'
 	@echo 'make test-asan  run the tests on a build with AddressSanitizer and UBSan'
+	@echo 'make coverage   which lines of Python and Cython the tests run, and whether they are enough'
 	@echo 'make fuzz       run the fuzz targets (OPTIONS: see tests/fuzz/run.py)'
 	@echo 'make conformance  judge fastserve and its peers, and write docs/conformance.md (5 minutes)'
 	@echo 'make bench      measure against the peers (about an hour; OPTIONS: see bench/README.md)'
 	@echo 'make bench-websocket  the same for WebSockets (half an hour)'
 	@echo 'make instructions  count instructions per request, and compare with those recorded'
+	@echo 'make annotate   write what Cython makes of each line, into build/_*.html'
 	@echo 'make options    write docs/options.md, the table of the options'
-	@echo 'make wheel      build the sdist, and from it a wheel, into wheelhouse/'
+	@echo 'make docs       build the site, into build/docs/; warnings are errors'
+	@echo 'make sdist      build the sdist, into wheelhouse/'
+	@echo 'make wheel      build the sdist and wheels for the Pythons at hand, into wheelhouse/, and test'
+	@echo '                each (OPTIONS, TESTS: see tools/wheels.py)'
+	@echo 'make identifiers  check which wheels cibuildwheel would build'
 	@echo 'make clean      remove everything that was built'
 
 run: $(VENV)/.built
@@ -53,7 +72,7 @@ test: $(VENV)/.test
 test-long: $(VENV)/.test
 	$(VENV)/bin/python -m pytest -m long $(OPTIONS) $(TESTS)
 
-lint: $(VENV)/.lint
+lint: $(VENV)/.lint stubtest
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
@@ -63,6 +82,11 @@ lint: $(VENV)/.lint
 	    $(VENV)/bin/cython -3 -Wextra -Werror -I src --module-name fastserve.$$module \
 	        -o build/lint/$$module.c src/$$module.pyx || exit 1; \
 	done
+
+# A stub has what our Python code may use. What it leaves out is for compiled code alone.
+stubtest: $(VENV)/.lint
+	MYPYPATH=src $(VENV)/bin/stubtest --ignore-missing-stub --ignore-disjoint-bases \
+	    $(addprefix fastserve.,$(MODULES))
 
 # The sanitizers' runtime must be there before the interpreter's own malloc is. What they
 # find goes to files: pytest keeps what is written to stderr, and is lost with it.
@@ -78,6 +102,18 @@ test-asan: $(ASAN)/.built
 	    if [ -e "$$report" ]; then cat "$$report" >&2; status=1; fi; \
 	done; \
 	exit $$status
+
+# The modules lie beside the C that their lines are found by, in a copy that is the working folder.
+# Tracing makes some tests a hundred times slower: by default without those of the parser, which HTTP's
+# go through as well, and without those of whole applications.
+TRACED = $(addprefix tests/test_,$(addsuffix .py,application asgi asgi_extensions buffer cli config \
+    drain headers http1 lifespan limits log middleware pidfile proxied proxy shared sockets sources \
+    supervisor tls traps websocket))
+coverage: $(COVERAGE)/.built
+	cd $(COVERAGE)/tree && rm -f .coverage* && \
+	TEST_PATIENCE=60 ../venv/bin/coverage run $(PYTEST) --timeout $$((5 * $(TIMEOUT))) \
+	    $(OPTIONS) $(addprefix $(CURDIR)/,$(or $(TESTS),$(TRACED))) && \
+	../venv/bin/coverage combine --quiet && ../venv/bin/coverage report
 
 fuzz: $(VENV)/.test
 	$(VENV)/bin/python tests/fuzz/run.py $(OPTIONS)
@@ -95,22 +131,41 @@ bench-websocket: $(VENV)/.test
 instructions: $(VENV)/.test
 	$(VENV)/bin/python bench/instructions.py --check $(OPTIONS)
 
+annotate: $(VENV)/.built
+	for module in $(MODULES); do \
+	    $(VENV)/bin/cython -3 --annotate -I src --module-name fastserve.$$module \
+	        -o build/$$module.c src/$$module.pyx || exit 1; \
+	done
+	@echo 'build/_*.html'
+
 options: $(VENV)/.built
 	$(VENV)/bin/python docs/options.py
 
-wheel: $(VENV)/.created
-	$(VENV)/bin/$(PIP_INSTALL) build
-	$(VENV)/bin/python -m build --outdir wheelhouse
+docs: $(VENV)/.docs
+	$(VENV)/bin/sphinx-build --fail-on-warning --keep-going --quiet $(OPTIONS) docs build/docs
+
+sdist: $(VENV)/.wheel
+	$(VENV)/bin/python -m build --quiet --sdist --outdir wheelhouse
+
+wheel: $(VENV)/.wheel
+	$(VENV)/bin/python tools/wheels.py $(OPTIONS) $(TESTS)
+
+identifiers: $(VENV)/.wheel
+	$(VENV)/bin/python tools/wheels.py --identifiers
 
 clean:
 	rm -rf .venv* build dist src/*.egg-info src/*.c src/*.html src/fastserve/*.so
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
 	find wheelhouse -type f ! -name README.md -delete
-	find src tests examples bench -name __pycache__ -prune -exec rm -rf {} +
+	find src tests examples bench docs tools -name __pycache__ -prune -exec rm -rf {} +
 
 # Stamps: a step is done again when something it depends on is newer.
 
+<<<<<<< HEAD
 $(VENV)/.created $(ASAN)/venv/.created $(PEERS)/.created: %/.created:
+=======
+$(VENV)/.created $(ASAN)/venv/.created $(COVERAGE)/venv/.created: %/.created:
+>>>>>>> 5cbf015d8330d7c2eb7acb553e8015714cdf33ff
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("fastserve needs Python 3.11 or later; this is " + sys.version.split()[0] + ": make PYTHON=...")'
 	$(PYTHON) -m venv $*
 	$*/bin/$(PIP_INSTALL) --upgrade 'pip>=25.1'
@@ -137,14 +192,24 @@ $(VENV)/.lint: $(VENV)/.built pyproject.toml
 	$(VENV)/bin/$(PIP_INSTALL) --group lint
 	@touch $@
 
-# From a copy of the sources, and not editable: its modules must never be taken
-# for those of the ordinary build.
-$(ASAN)/.built: $(ASAN)/venv/.created $(SOURCES) $(wildcard src/fastserve/*.py src/fastserve/*.pyi)
-	rm -rf $(ASAN)/tree
-	mkdir -p $(ASAN)/tree
-	cp -R setup.py pyproject.toml README.md LICENSE src $(ASAN)/tree
-	rm -rf $(ASAN)/tree/src/*.c $(ASAN)/tree/src/*.egg-info $(ASAN)/tree/src/fastserve/*.so
-	$(ASAN)/venv/bin/$(BUILD_REQUIRES) > $(ASAN)/requires.txt
-	$(ASAN)/venv/bin/$(PIP_INSTALL) -r $(ASAN)/requires.txt --group test
-	FASTSERVE_SANITIZE=1 $(ASAN)/venv/bin/$(PIP_INSTALL) --no-build-isolation --force-reinstall $(ASAN)/tree
+# These two need no build of fastserve.
+$(VENV)/.wheel $(VENV)/.docs: $(VENV)/.%: $(VENV)/.created pyproject.toml
+	$(VENV)/bin/$(PIP_INSTALL) --group $*
+	@touch $@
+
+# From copies of the sources: their modules must never be taken for those of the ordinary build.
+# Those for coverage are looked for beside their C, and so installed in place.
+$(ASAN)/.built: SWITCH = FASTSERVE_SANITIZE
+$(ASAN)/.built: GROUP = test
+$(COVERAGE)/.built: SWITCH = FASTSERVE_TRACE
+$(COVERAGE)/.built: GROUP = coverage
+$(COVERAGE)/.built: INPLACE = --editable
+$(ASAN)/.built $(COVERAGE)/.built: %/.built: %/venv/.created $(SOURCES) $(wildcard src/fastserve/*.py src/fastserve/*.pyi)
+	rm -rf $*/tree
+	mkdir -p $*/tree
+	cp -R setup.py pyproject.toml README.md LICENSE src $*/tree
+	rm -rf $*/tree/src/*.c $*/tree/src/*.egg-info $*/tree/src/fastserve/*.so
+	$*/venv/bin/$(BUILD_REQUIRES) > $*/requires.txt
+	$*/venv/bin/$(PIP_INSTALL) -r $*/requires.txt --group $(GROUP)
+	$(SWITCH)=1 $*/venv/bin/$(PIP_INSTALL) --no-build-isolation --force-reinstall $(INPLACE) $*/tree
 	@touch $@

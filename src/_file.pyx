@@ -7,7 +7,11 @@ shares with an application's descriptor. All calls block, for as long as the dis
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_SetFromErrno, PyErr_SetFromErrnoWithFilenameObject
-from libc.errno cimport EINTR, EIO, errno
+from libc.errno cimport EINTR, EINVAL, EIO, EISDIR, errno
+
+# Not C's fstat, a symbol that glibc has since 2.33 only: what is built with it asks for that.
+from os import fstat, strerror
+from stat import S_ISDIR, S_ISREG
 
 
 cdef extern from "Python.h":
@@ -18,7 +22,6 @@ cdef extern from *:
     """
     #include <errno.h>
     #include <fcntl.h>
-    #include <sys/stat.h>
     #include <unistd.h>
 
     /* Waits for nobody: to open a FIFO or a terminal would. No child inherits it. */
@@ -34,18 +37,6 @@ cdef extern from *:
         return fcntl(fd, F_DUPFD_CLOEXEC, 0);
     }
 
-    /* The size of a regular file; -1 with errno set for anything else. */
-    static int64_t fs_regular_size(int fd) {
-        struct stat found;
-        if (fstat(fd, &found) < 0)
-            return -1;
-        if (!S_ISREG(found.st_mode)) {
-            errno = S_ISDIR(found.st_mode) ? EISDIR : EINVAL;
-            return -1;
-        }
-        return (int64_t)found.st_size;
-    }
-
     /* Moves every duplicate of the descriptor. */
     static int64_t fs_seek(int fd, int64_t place, int whence) {
         return (int64_t)lseek(fd, (off_t)place, whence);
@@ -57,7 +48,6 @@ cdef extern from *:
     """
     int fs_open(const char* path) noexcept
     int fs_duplicate(int fd) noexcept
-    int64_t fs_regular_size(int fd) noexcept
     enum: SEEK_SET, SEEK_CUR
     int64_t fs_seek(int fd, int64_t place, int whence) noexcept
     Py_ssize_t fs_read_at(int fd, char* to, size_t length, int64_t offset) noexcept
@@ -132,9 +122,13 @@ cdef class File:
 
     cdef int _become(self, int fd, object path) except -1:
         self.fd = fd
-        self.size = -1 if fd < 0 else fs_regular_size(fd)
-        if self.size < 0:
+        if fd < 0:
             if path is None:
                 PyErr_SetFromErrno(OSError)     # raises
             PyErr_SetFromErrnoWithFilenameObject(OSError, path)
+        found = fstat(fd)
+        if not S_ISREG(found.st_mode):
+            error = EISDIR if S_ISDIR(found.st_mode) else EINVAL
+            raise OSError(error, strerror(error), path)
+        self.size = found.st_size
         return 0

@@ -132,7 +132,9 @@ cdef extern from *:
     /* -1 and errno; anything but EAGAIN and EINTR may just mean that it cannot be done. */
     static Py_ssize_t fs_send_file(int fd, int file, int64_t start, size_t length) {
     #ifdef __linux__
-        /* There is no MSG_NOSIGNAL here, and an application may have let SIGPIPE kill. */
+        /* There is no MSG_NOSIGNAL here, and an application may have let SIGPIPE kill.
+           sigprocmask is this thread's alone on Linux, and pthread_sigmask new in glibc 2.32:
+           with it, what is built here would ask for a newer system than it needs. */
         struct timespec at_once = { 0, 0 };
         off_t from = (off_t)start;
         sigset_t broken, before;
@@ -140,12 +142,12 @@ cdef extern from *:
         int error;
         sigemptyset(&broken);
         sigaddset(&broken, SIGPIPE);
-        pthread_sigmask(SIG_BLOCK, &broken, &before);
+        sigprocmask(SIG_BLOCK, &broken, &before);
         sent = sendfile(fd, file, &from, length);
         error = errno;
         if (sent < 0 && error == EPIPE)
             sigtimedwait(&broken, NULL, &at_once);
-        pthread_sigmask(SIG_SETMASK, &before, NULL);
+        sigprocmask(SIG_SETMASK, &before, NULL);
         errno = error;
         return sent;
     #else

@@ -192,7 +192,7 @@ COMPILED = {name for name in ARROWS if name.startswith("_") and not name.startsw
 # has of the operating system only the clock.
 DECLARATIONS = {"cython", "cpython", "libc"}
 COMPILED_MAY_HAVE = {
-    "_file": DECLARATIONS,
+    "_file": DECLARATIONS | {"os", "stat"},
     "_buffer": DECLARATIONS,
     "_parser": DECLARATIONS,
     "_headers": DECLARATIONS | {"http"},
@@ -211,7 +211,7 @@ COMPILED_MAY_HAVE = {
 }
 # C headers; the reactor alone knows sockets. <sys/uio.h> is for a struct of two members.
 C_HEADERS = {
-    "_file": {"Python.h", "errno.h", "fcntl.h", "sys/stat.h", "unistd.h"},
+    "_file": {"Python.h", "errno.h", "fcntl.h", "unistd.h"},
     "_buffer": {"Python.h", "sys/uio.h"},
     "_parser": {"Python.h"},
     "_headers": {"time.h"},

@@ -13,7 +13,9 @@ from fastserve.access import ATOMS, MEMBERS
 from fastserve.config import ALIASES, IGNORED, OPTIONS, REFUSED
 from fastserve.metrics import Exposition, Snapshot
 
-DOCS = Path(__file__).resolve().parent.parent / "docs"
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+PAGES = [*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *ROOT.glob("bench/*.md")]
 
 
 def test_the_table_of_options_is_made_from_config() -> None:
@@ -107,3 +109,27 @@ def test_the_dashboard_shows_metrics_that_there_are() -> None:
     assert len({tuple(panel["gridPos"].values()) for panel in board["panels"]}) == len(
         board["panels"]
     )
+
+
+def anchors_of(page: Path) -> set[str]:
+    """What a forge calls the headings."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_leads_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if not target.startswith(("http:", "https:")):
+            name, _, anchor = target.partition("#")
+            other = page.parent / name if name else page
+            assert other.exists(), target
+            assert not anchor or anchor in anchors_of(other), target
+
+
+def test_every_page_is_in_the_site() -> None:
+    named = set(
+        re.findall(r"^(?:.* <)?([\w/-]+)>?$", (DOCS / "index.md").read_text(), re.MULTILINE)
+    )
+    pages = {str(page.relative_to(DOCS).with_suffix("")) for page in DOCS.rglob("*.md")}
+    assert pages - named == {"index"}

@@ -1,9 +1,12 @@
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, final
 
+@final
 class Entry: ...
+
 class LineBuffer: ...
 
+@final
 class AccessLines(LineBuffer):
     def __init__(
         self,

@@ -1,3 +1,6 @@
+from typing import final
+
+@final
 class SendBuffer:
     pending: int
     def __len__(self) -> int: ...

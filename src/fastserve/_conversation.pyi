@@ -1,9 +1,10 @@
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextvars import Context
-from typing import Any
+from typing import Any, final
 
 class ClientDisconnected(OSError): ...
 
+@final
 class Host:
     in_flight: int
     calls: int
@@ -17,6 +18,7 @@ class Host:
     ) -> None: ...
     def drain(self, on_idle: Callable[[], object]) -> None: ...
 
+@final
 class TaskStarter:
     def __init__(
         self,
@@ -33,6 +35,7 @@ class Conversation:
     def receive(self) -> Coroutine[Any, Any, dict[str, Any]]: ...
     def send(self, message: dict[str, Any]) -> Coroutine[Any, Any, None]: ...
 
+@final
 class ApplicationCall(Coroutine[Any, Any, None]):
     suspended: bool
     @property

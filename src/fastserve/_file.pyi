@@ -1,3 +1,6 @@
+from typing import final
+
+@final
 class File:
     fd: int
     size: int

@@ -1,8 +1,11 @@
 from collections.abc import Iterable
+from typing import final
 
+@final
 class DateLine:
     def render(self) -> bytes: ...
 
+@final
 class ResponseHead:
     status: int
     content_length: int

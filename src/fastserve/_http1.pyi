@@ -1,5 +1,5 @@
 from collections.abc import Callable, Coroutine, Iterable
-from typing import Any
+from typing import Any, final
 
 from fastserve._access import AccessLines
 from fastserve._conversation import Conversation, Host
@@ -9,6 +9,7 @@ from fastserve._transport import ProtocolFactory, Stage
 
 class Upgrade: ...
 
+@final
 class Gate:
     def __init__(
         self,

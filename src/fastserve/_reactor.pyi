@@ -1,16 +1,17 @@
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self, final
 
 from fastserve._shared import Row
 from fastserve._transport import ProtocolFactory, Stage
 
 HAS_EPOLL: bool
 
+@final
 class Reactor:
     connections: int
     tick_interval: float
-    def __init__(
-        self,
+    def __new__(
+        cls,
         worker: Any,
         *,
         poller: str,
@@ -21,7 +22,7 @@ class Reactor:
         max_connections: int = 0,
         max_per_address: int = 0,
         row: Row | None = None,
-    ) -> None: ...
+    ) -> Self: ...
     def fileno(self) -> int: ...
     def listen(
         self,

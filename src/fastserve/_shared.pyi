@@ -1,17 +1,21 @@
+from typing import Self, final
+
 _Histogram = tuple[list[int], float]
 
 BUCKETS_END_AT: tuple[float, ...]
 
+@final
 class Table:
     rows: int
     fd: int
     used: int
-    def __init__(self, fd: int) -> None: ...
+    def __new__(cls, fd: int) -> Self: ...
     @staticmethod
     def create(rows: int) -> Table: ...
     def row(self, index: int) -> Row: ...
     def close(self) -> None: ...
 
+@final
 class Row:
     index: int
     @property

@@ -1,9 +1,10 @@
 import ssl
 from collections.abc import Callable
-from typing import Any
+from typing import Any, final
 
 from fastserve._transport import Protocol, ProtocolFactory, Transport
 
+@final
 class TlsFactory(ProtocolFactory):
     def __init__(
         self,
@@ -14,5 +15,8 @@ class TlsFactory(ProtocolFactory):
         handshake_timeout: float = 60,
     ) -> None: ...
 
+@final
 class TlsProtocol(Protocol): ...
+
+@final
 class TlsTransport(Transport): ...

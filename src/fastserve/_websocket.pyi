@@ -1,5 +1,5 @@
 from collections.abc import Callable
-from typing import final
+from typing import Self, final
 
 from fastserve._deflate import DeflatePool
 from fastserve._http1 import HttpExchange, Upgrade
@@ -7,17 +7,19 @@ from fastserve._transport import Protocol
 
 @final
 class FrameDecoder:
-    def __init__(
-        self,
+    def __new__(
+        cls,
         *,
         max_size: int = 16777216,
         pool: DeflatePool | None = None,
         takes_over: bool = False,
-    ) -> None: ...
+    ) -> Self: ...
     def feed(self, data: bytes) -> list[tuple[object, ...]]: ...
 
+@final
 class WebSocketConnection(Protocol): ...
 
+@final
 class WebSocketUpgrade(Upgrade):
     def __init__(
         self,
@@ -30,4 +32,5 @@ class WebSocketUpgrade(Upgrade):
         close_timeout: float = 10,
     ) -> None: ...
 
+@final
 class WebSocketExchange(HttpExchange): ...
