@@ -2,22 +2,15 @@
 #
 # Variables: PYTHON (the interpreter to build for), VENV (where it is installed), APP (for run),
 # TESTS (files for test and test-asan), JOBS (how many processes share them; 0: none but pytest's
-<<<<<<< HEAD
 # own), PEERS (where the other servers are installed for conformance), OPTIONS (more options for
-# run, test, fuzz, conformance, bench).
-=======
-# own), OPTIONS (more options for most of them).
->>>>>>> 5cbf015d8330d7c2eb7acb553e8015714cdf33ff
+# most of them).
 
 PYTHON ?= python3
 VENV ?= .venv
 APP ?= hello:app
 ASAN ?= build/asan
-<<<<<<< HEAD
 PEERS ?= .venv-peers
-=======
 COVERAGE ?= build/coverage
->>>>>>> 5cbf015d8330d7c2eb7acb553e8015714cdf33ff
 TESTS ?=
 JOBS ?= auto
 OPTIONS ?=
@@ -35,11 +28,7 @@ PIP_INSTALL = python -m pip install --quiet --disable-pip-version-check
 # One home for the versions: the list is read from pyproject.toml.
 BUILD_REQUIRES = python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")'
 
-<<<<<<< HEAD
-.PHONY: help run test test-long lint test-asan fuzz conformance bench bench-websocket instructions options wheel clean
-=======
-.PHONY: help run test test-long lint stubtest test-asan coverage fuzz bench bench-websocket instructions annotate options docs sdist wheel identifiers clean
->>>>>>> 5cbf015d8330d7c2eb7acb553e8015714cdf33ff
+.PHONY: help run test test-long lint stubtest test-asan coverage fuzz conformance bench bench-websocket instructions annotate options docs sdist wheel identifiers clean
 
 help:
 	@echo 'make run        serve examples/hello.py, or another one: make run APP=chat:app'
@@ -161,11 +150,7 @@ clean:
 
 # Stamps: a step is done again when something it depends on is newer.
 
-<<<<<<< HEAD
-$(VENV)/.created $(ASAN)/venv/.created $(PEERS)/.created: %/.created:
-=======
-$(VENV)/.created $(ASAN)/venv/.created $(COVERAGE)/venv/.created: %/.created:
->>>>>>> 5cbf015d8330d7c2eb7acb553e8015714cdf33ff
+$(VENV)/.created $(ASAN)/venv/.created $(COVERAGE)/venv/.created $(PEERS)/.created: %/.created:
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("fastserve needs Python 3.11 or later; this is " + sys.version.split()[0] + ": make PYTHON=...")'
 	$(PYTHON) -m venv $*
 	$*/bin/$(PIP_INSTALL) --upgrade 'pip>=25.1'

@@ -122,8 +122,8 @@ class Sockets(Listeners):
                 self.listening += self._listen(parse_bind(address), False)
             if with_admin and config.admin_bind:
                 self.admin += self._listen(parse_bind(config.admin_bind), False)
-                for each in self.admin:
-                    each.socket.listen()  # also where the others are only reserved
+                for admin in self.admin:
+                    admin.socket.listen()  # also where the others are only reserved
         except BaseException:
             self.close()
             raise
