@@ -148,6 +148,9 @@ SCENARIOS = {
         warm_up=2,
     ),
     "logged": Scenario("plaintext GET with an access log, 64 connections", mode="logged"),
+    "supervised": Scenario(
+        "plaintext GET, under a supervisor with metrics, 64 connections", mode="supervised"
+    ),
     "seed-get": Scenario("echo benchmark: GET, 20 connections", app="echo", connections=20),
     "seed-post": Scenario(
         "echo benchmark: POST, 20 connections",

@@ -105,6 +105,8 @@ MODES = {
         "gunicorn": ("", " --access-logfile {access_log}"),
         "hypercorn": ("", " --access-logfile {access_log}"),
     },
+    # One worker under a supervisor that counts, and answers for it.
+    "supervised": {"fastserve": ("", " --admin-bind 127.0.0.1:0")},
     # No proxy is believed; by default one on this machine is.
     "distrustful": {
         "fastserve": ("", " --no-proxy-headers"),
