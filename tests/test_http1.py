@@ -1395,17 +1395,16 @@ def test_time_limits_are_the_clients(serve: Serve) -> None:
     """Not the application's: neither how long it takes nor how long it does not read."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        await anyio.sleep(3 * BRIEF)
+        await anyio.sleep(2 * limit)
         length = len(await read_body(receive))
         await send({"type": "http.response.start", "status": 200})
         await send({"type": "http.response.body", "body": b"%d " % length, "more_body": True})
-        await anyio.sleep(2 * BRIEF)
+        await anyio.sleep(2 * limit)
         await send({"type": "http.response.body", "body": b"done"})
 
-    brief = dict.fromkeys(
-        ["header_timeout", "body_timeout", "keep_alive_timeout", "write_timeout"], BRIEF
-    )
-    server = serve(app, **brief)
+    limit = 5 * BRIEF  # which the thread that uploads has to keep
+    limits = ("header_timeout", "body_timeout", "keep_alive_timeout", "write_timeout")
+    server = serve(app, **dict.fromkeys(limits, limit))
     with server.connect() as client, server.connect() as uploading:
         client.sendall(request("GET", "/"))
         sender = threading.Thread(
