@@ -95,9 +95,9 @@ test-asan: $(ASAN)/.built
 # The modules lie beside the C that their lines are found by, in a copy that is the working folder.
 # Tracing makes some tests a hundred times slower: by default without those of the parser, which HTTP's
 # go through as well, and without those of whole applications.
-TRACED = $(addprefix tests/test_,$(addsuffix .py,application asgi asgi_extensions buffer cli config \
-    drain headers http1 lifespan limits log middleware pidfile proxied proxy shared sockets sources \
-    supervisor tls traps websocket))
+TRACED = $(addprefix tests/test_,$(addsuffix .py,admin application asgi asgi_extensions buffer cli \
+    config cpus drain headers http1 lifespan limits log middleware pidfile proxied proxy shared \
+    sockets sources supervisor tls traps websocket))
 coverage: $(COVERAGE)/.built
 	cd $(COVERAGE)/tree && rm -f .coverage* && \
 	TEST_PATIENCE=60 ../venv/bin/coverage run $(PYTEST) --timeout $$((5 * $(TIMEOUT))) \
