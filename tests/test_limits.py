@@ -204,9 +204,9 @@ def test_a_log_that_raises_keeps_no_place(serve: Serve, capsys: pytest.CaptureFi
             assert websocket.read_close()[0] == 1011
         with server.connect() as client:
             assert client.get("/").status == 200
+        server.stop()
     finally:
         logger.removeFilter(refuse)
-    server.stop()
     assert server.errors == []  # nothing was still under way
     said = capsys.readouterr().err
     assert "LookupError: out of the filter" in said
