@@ -503,9 +503,9 @@ def test_a_websocket_has_one_line(serve: Serve, log_file: Path) -> None:
 def test_lines_are_there_after_a_moment(open_log: OpenLog, log_file: Path) -> None:
     log = open_log("%(s)s")
     log.lines.write(status=201)
-    eventually(lambda: log_file.read_text() == "201\n")
+    assert eventually(lambda: log_file.read_text() == "201\n")
     log.lines.write(status=202)
-    eventually(lambda: log_file.read_text() == "201\n202\n")
+    assert eventually(lambda: log_file.read_text() == "201\n202\n")
 
 
 def test_a_file_is_appended_to(open_log: OpenLog, log_file: Path) -> None:

@@ -306,6 +306,7 @@ def test_the_delay_ends(serve: Serve) -> None:
     server = serve(hello, drain_delay=0.2, graceful_timeout=LONG)
     stop_accepting(server)
     server.stop()
+    assert server.errors == []
 
 
 def test_nobody_is_told_during_the_delay(serve: Serve) -> None:

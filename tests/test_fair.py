@@ -110,7 +110,7 @@ def test_a_few_are_shared_exactly(serving: Start) -> None:
             counts = crowd.workers.values()
             return len(counts) == 4 and max(counts) - min(counts) <= 1
 
-        eventually(is_level)
+        assert eventually(is_level)
 
 
 def test_nobody_waits_for_a_stuck_worker(
@@ -143,7 +143,7 @@ def test_a_stopped_process_drops_out(serving: Start) -> None:
         crowd.connect(100)
         crowd.becomes_shared_by(3)
         os.kill(victim, signal.SIGCONT)
-        eventually(lambda: victim in crowd.connect(1))
+        assert eventually(lambda: victim in crowd.connect(1))
 
 
 def test_what_the_workers_show(serving: Start, kind: tuple[str, ...]) -> None:
