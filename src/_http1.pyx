@@ -60,9 +60,8 @@ cdef str TRAILERS = "http.response.trailers"
 cdef str PATHSEND = "http.response.pathsend"
 cdef str ZEROCOPYSEND = "http.response.zerocopysend"
 cdef str SHUTDOWN = "fastserve.shutdown"
-cdef tuple EXTENSIONS = (EARLY_HINT, TRAILERS, PATHSEND, ZEROCOPYSEND, SHUTDOWN)
-cdef str WAIT = "wait"
-cdef str IS_SET = "is_set"
+cdef str TLS = "tls"
+cdef tuple EXTENSIONS = (EARLY_HINT, TRAILERS, PATHSEND, ZEROCOPYSEND, SHUTDOWN, TLS)
 cdef str SHUTTING_DOWN = "The server is shutting down."
 cdef tuple NO_HEADERS = ()
 cdef tuple VERSIONS = ("1.0", "1.1")
@@ -185,8 +184,7 @@ cdef class Http1Factory(ProtocolFactory):
         self.access = access
         self.row = row
         self.state = state
-        self.wait_for_shutdown = wait_for_shutdown
-        self.is_shutting_down = is_shutting_down
+        self.shutdown = {"wait": wait_for_shutdown, "is_set": is_shutting_down}
         self.root_path = root_path
         self.server_line = b"server: " + server_header + b"\r\n" if server_header else b""
         self.date = DateLine() if date_header else None
@@ -228,10 +226,6 @@ cdef class Http1Factory(ProtocolFactory):
     def drain(self, Stage stage):
         """The server's end has come to this stage, also for connections still to come."""
         self.stage = stage
-
-    cdef dict shutdown(self):
-        """What applications have as `fastserve.shutdown`."""
-        return {WAIT: self.wait_for_shutdown, IS_SET: self.is_shutting_down}
 
     cdef int append_own_fields(self, ResponseHead head, SendBuffer out) except -1:
         """Date and Server, unless the application set its own or the option is off, and those
@@ -477,7 +471,6 @@ cdef class Http1Connection(Protocol):
         scope["extensions"] = self._offer(upgrades)
         if self.transport.tls is not None:
             scope["scheme"] = "https"
-            scope["extensions"]["tls"] = PyDict_Copy(self.transport.tls)
         if self.origin is not None:
             self._tell_origin(exchange, scope)
         if factory.state is not None:
@@ -509,16 +502,22 @@ cdef class Http1Connection(Protocol):
     cdef dict _offer(self, bint upgrades):
         """`extensions` of a scope: dicts that nobody else has. Those of the last request will
         do if its application has neither kept nor changed any of them; to make six and to
-        free them would cost 2,000 instructions."""
+        free them would cost 2,000 instructions, and twice as many with that of TLS."""
         cdef Http1Factory factory = self.factory
-        if upgrades:
-            return {SHUTDOWN: factory.shutdown()}   # the other protocol adds its own
-        if self.extensions is None or not _are_as_made(<PyObject*>self.extensions, factory):
-            self.extensions = {
-                EARLY_HINT: {}, TRAILERS: {}, PATHSEND: {}, ZEROCOPYSEND: {},
-                SHUTDOWN: factory.shutdown(),
-            }
-        return self.extensions
+        cdef dict tls = self.transport.tls
+        cdef dict offered
+        if (
+            not upgrades and self.extensions is not None
+            and _are_as_made(<PyObject*>self.extensions, factory.shutdown, tls)
+        ):
+            return self.extensions
+        # The other protocol adds its own.
+        offered = {} if upgrades else {EARLY_HINT: {}, TRAILERS: {}, PATHSEND: {}, ZEROCOPYSEND: {}}
+        offered[SHUTDOWN] = PyDict_Copy(factory.shutdown)
+        if tls is not None:
+            offered[TLS] = PyDict_Copy(tls)
+        self.extensions = None if upgrades else offered
+        return offered
 
     cdef int _tell_origin(self, HttpExchange exchange, dict scope) except -1:
         """What a trusted peer says of the request goes into its scope."""
@@ -752,30 +751,45 @@ cdef bint _is_alone(PyObject* found, Py_ssize_t size) noexcept:
     )
 
 
-cdef bint _are_as_made(PyObject* extensions, Http1Factory factory) noexcept:
+cdef bint _is_still(PyObject* found, dict made) noexcept:
+    """Whether it is a dict that holds what `made` does, to which there is but one reference."""
+    cdef PyObject* key = NULL
+    cdef PyObject* value = NULL
+    cdef PyObject* made_key = NULL
+    cdef PyObject* made_value = NULL
+    cdef Py_ssize_t at = 0, made_at = 0
+    if not _is_alone(found, PyDict_GET_SIZE(<PyObject*>made)):
+        return False
+    while PyDict_Next(<PyObject*>made, &made_at, &made_key, &made_value):
+        PyDict_Next(found, &at, &key, &value)
+        if key != made_key or value != made_value:
+            return False
+    return True
+
+
+cdef bint _are_as_made(PyObject* extensions, dict shutdown, dict tls) noexcept:
     """Whether these `extensions` of a scope are what they were, and their owner has them, and
     each dict in them, alone."""
     cdef PyObject* names = <PyObject*>EXTENSIONS
     cdef PyObject* key = NULL
     cdef PyObject* value = NULL
     cdef Py_ssize_t at = 0
-    cdef int index
-    if not _is_alone(extensions, NAMES):
+    cdef Py_ssize_t index = 0
+    if not _is_alone(extensions, NAMES if tls is not None else NAMES - 1):
         return False
-    for index in range(NAMES):
-        if (
-            not PyDict_Next(extensions, &at, &key, &value)
-            or key != PyTuple_GET_ITEM(names, index)
-            or not _is_alone(value, 2 if index == NAMES - 1 else 0)
-        ):
+    while PyDict_Next(extensions, &at, &key, &value):
+        if key != PyTuple_GET_ITEM(names, index):
             return False
-    extensions = value      # the last one, fastserve.shutdown
-    at = 0
-    PyDict_Next(extensions, &at, &key, &value)
-    if key != <PyObject*>WAIT or value != <PyObject*>factory.wait_for_shutdown:
-        return False
-    PyDict_Next(extensions, &at, &key, &value)
-    return key == <PyObject*>IS_SET and value == <PyObject*>factory.is_shutting_down
+        index += 1
+        if key == <PyObject*>SHUTDOWN:
+            if not _is_still(value, shutdown):
+                return False
+        elif key == <PyObject*>TLS:
+            if not _is_still(value, tls):
+                return False
+        elif not _is_alone(value, 0):
+            return False
+    return True
 
 
 cdef ResponseHead _trailers(dict message):

@@ -47,6 +47,7 @@ cdef class TlsFactory(ProtocolFactory):
         self.describe = describe
         self.handshake_timeout = <int64_t>(1000 * handshake_timeout)
         self.plain = bytearray(PLAIN_SIZE)
+        self.into_plain = (PLAIN_SIZE, self.plain)
         self.spare = []
 
     cdef Protocol build(self):
@@ -147,6 +148,8 @@ cdef class TlsTransport(Transport):
         inner = getattr(session, "_sslobj", session)
         self.read = inner.read
         self.write = inner.write
+        self.put_in = self.incoming.write
+        self.take_out = self.outgoing.read
         return 0
 
     cdef SendBuffer output(self):
@@ -224,7 +227,8 @@ cdef class TlsTransport(Transport):
                 self.closing = True
                 below.output().append_bytes(PLAIN_HTTP)
                 return below.close(True)
-        self.incoming.write(_readable(data, length))
+        self.put_in(_readable(data, length))
+        self.unread = True
         if self.protocol is not None:
             return self._decrypt()
         if self.incoming.pending > HANDSHAKE_MOST and not self.paused:
@@ -265,7 +269,8 @@ cdef class TlsTransport(Transport):
         self.protocol = None
         self.choked = False
         self.out = None
-        self.session = self.read = self.write = self.incoming = self.outgoing = None
+        self.session = self.incoming = self.outgoing = None
+        self.read = self.write = self.put_in = self.take_out = None
         return 0 if above is None else above.connection_lost()
 
     cdef int may_send_again(self) except -1:
@@ -323,24 +328,27 @@ cdef class TlsTransport(Transport):
     cdef int _decrypt(self) except -1:
         """Hand up what has come, until there is no more or reading pauses. OpenSSL takes a
         record at a time and gives all of it, so that the BIO alone knows of more; it is
-        asked, since to be refused costs an exception."""
+        asked, since to be refused costs an exception, but no more often than it must: that
+        costs as much as ten calls between compiled modules."""
         cdef Transport below = self.below
+        cdef TlsFactory factory = self.factory
         cdef Protocol above
-        cdef bytearray plain = self.factory.plain
         cdef Py_ssize_t length
         while not (self.paused or self.closing or self.eof):
             above = self.protocol
             if above is None:
                 return 0        # lost
-            if not self.incoming.pending:
+            if not (self.unread and self.incoming.pending):
+                self.unread = False
                 # A protocol that is to proceed has not settled yet whether it takes more: an end
                 # would overtake what it keeps for itself.
                 if self.fin and not self.deferred:
                     self.eof = True
                     above.eof_received()
                 break
+            self.unsent = True      # perhaps: some records are to be answered
             try:
-                length = self.read(PLAIN_SIZE, plain)
+                length = self.read(*factory.into_plain)
             except SSLWantReadError:
                 continue        # part of a record, or none with data
             except SSLError:
@@ -349,9 +357,9 @@ cdef class TlsTransport(Transport):
                 self.fin = True
                 self.incoming.read()
                 continue
-            above.data_received(PyByteArray_AS_STRING(plain), length)
+            above.data_received(PyByteArray_AS_STRING(factory.plain), length)
         self.encrypt()
-        if self.below is not None and self.outgoing.pending > ANSWERS_MOST:
+        if self.unsent and self.below is not None and self.outgoing.pending > ANSWERS_MOST:
             below.abort()
         return 0
 
@@ -390,7 +398,7 @@ cdef class TlsTransport(Transport):
             if out.pending == 0 and self.out is out:
                 self.out = None
                 self.factory.give_buffer(out)
-        if self.outgoing.pending and not below.choked:
+        if self.unsent and not below.choked:
             self._pass_on(below)
         self.choked = self.choked or below.choked
         return 0
@@ -416,7 +424,8 @@ cdef class TlsTransport(Transport):
         return True
 
     cdef int _pass_on(self, Transport below) except -1:
-        cdef bytes ciphertext = self.outgoing.read()
+        cdef bytes ciphertext = self.take_out()
+        self.unsent = False
         if PyBytes_GET_SIZE(ciphertext):
             below.output().append_bytes(ciphertext)
         return 0

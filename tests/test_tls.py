@@ -1036,6 +1036,39 @@ def test_websockets(serve: Serve) -> None:
     assert server.errors == []
 
 
+def test_the_extension_is_each_request_s_own(serve: Serve) -> None:
+    """What nobody has kept or changed may be used again; anything else is not."""
+    kept: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        tls = scope["extensions"]["tls"]
+        assert len(tls) == 6
+        assert tls["tls_version"] == 0x0304
+        assert not any(tls is other for other in kept)
+        what = scope["path"][1:]
+        if what == "keep":
+            kept.append(tls)
+        elif what == "keep-all":
+            kept.append(scope["extensions"])
+            kept.append(tls)
+        elif what == "change":
+            tls["tls_version"] = None
+        elif what == "add":
+            tls["mine"] = 1
+        elif what == "remove":
+            del tls["client_cert_name"]
+        elif what == "drop":
+            del scope["extensions"]["tls"]
+        await respond(send)
+
+    server = serve(app, lifespan="off", **SERVER)
+    with connect(server) as client:
+        for what in 2 * ["", "keep", "keep-all", "change", "add", "remove", "drop"]:
+            for _ in range(3):
+                assert client.get("/" + what).status == 200
+    assert server.errors == []
+
+
 def test_a_websocket_at_the_end(serve: Serve) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "websocket.accept"})

@@ -17,7 +17,7 @@ cdef enum:
     PIPELINE_BATCH = 64             # requests answered before the loop gets its turn
     COLLECT = 128 * 1024            # output collected while an application runs
     DRAIN_BYTES = 256 * 1024        # of an unread body, read to keep the connection
-    NAMES = 5                       # of extensions
+    NAMES = 6                       # of extensions
 
 cdef enum Phase:                    # of a connection: what its deadline is for
     PHASE_FIRST                     # nothing received yet
@@ -70,7 +70,7 @@ cdef class Http1Factory(ProtocolFactory):
         dict scope
         dict asgi
         dict state
-        object wait_for_shutdown, is_shutting_down
+        dict shutdown                   # `fastserve.shutdown`, to be copied
         str root_path
         bytes server_line, field_lines
         DateLine date
@@ -83,7 +83,6 @@ cdef class Http1Factory(ProtocolFactory):
         int64_t keep_alive_requests, body_min_rate
         int64_t request_timeout         # milliseconds; 0: none
 
-    cdef dict shutdown(self)
     cdef int append_own_fields(self, ResponseHead head, SendBuffer out) except -1
 
 

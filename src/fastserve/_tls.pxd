@@ -21,6 +21,7 @@ cdef class TlsFactory(ProtocolFactory):
         object describe
         int64_t handshake_timeout
         bytearray plain             # where decrypted bytes are put, for one call
+        tuple into_plain            # the arguments for that
         list spare
         int64_t turn
         int shaken
@@ -43,6 +44,8 @@ cdef class TlsTransport(Transport):
         object session              # an ssl.SSLObject
         object incoming, outgoing   # its ssl.MemoryBIOs
         object read, write          # its methods
+        object put_in, take_out     # and theirs
+        bint unread, unsent         # there may be something in them
         bint begun                  # something has been received
         bint paused
         bint closing
