@@ -29,6 +29,10 @@ class Application:
         self.markers.add(marker)
         await getattr(self, scope["path"][1:])(receive, send)
 
+    async def count(self, receive: Any, send: Any) -> None:
+        """Calls that there were, and those that there are."""
+        await respond(send, b"%d %d" % (self.calls, len(self.markers)))
+
     async def hello(self, receive: Any, send: Any) -> None:
         await respond(send, b"Hello, world!", headers=((b"x-head", b"v" * 20),))
 
