@@ -206,6 +206,7 @@ cdef class Http1Factory(ProtocolFactory):
         # From 2.4 on a framework relies on send() raising: with a silent send() its
         # stream to a client that has left would never end.
         self.asgi = {"version": "3.0", "spec_version": "2.5" if raise_on_disconnect else "2.3"}
+        self.spare = [None] * SPARE_EXTENSIONS
         # Every key is there, so that a request's copy never has to grow.
         self.scope = {
             "type": "http",
@@ -232,6 +233,28 @@ cdef class Http1Factory(ProtocolFactory):
     cdef dict shutdown(self):
         """What applications have as `fastserve.shutdown`."""
         return {WAIT: self.wait_for_shutdown, IS_SET: self.is_shutting_down}
+
+    cdef dict take_extensions(self):
+        """`extensions` of a scope: dicts that nobody else has. Those of an earlier request will
+        do if its application has neither kept nor changed any of them; to make six and to
+        free them would cost 2,000 instructions."""
+        cdef dict extensions
+        if self.spares:
+            self.spares -= 1
+            extensions = <dict>self.spare[self.spares]
+            self.spare[self.spares] = None
+            if _are_as_made(<PyObject*>extensions, self):
+                return extensions
+        return {
+            EARLY_HINT: {}, TRAILERS: {}, PATHSEND: {}, ZEROCOPYSEND: {}, SHUTDOWN: self.shutdown(),
+        }
+
+    cdef int give_extensions(self, dict extensions) except -1:
+        """The response is complete. A connection that is idle then has no use for them."""
+        if self.spares < SPARE_EXTENSIONS and len(extensions) == NAMES:
+            self.spare[self.spares] = extensions
+            self.spares += 1
+        return 0
 
     cdef int append_own_fields(self, ResponseHead head, SendBuffer out) except -1:
         """Date and Server, unless the application set its own or the option is off, and those
@@ -474,7 +497,10 @@ cdef class Http1Connection(Protocol):
         scope["raw_path"] = parser.raw_path
         scope["query_string"] = parser.query_string
         scope["headers"] = parser.headers
-        scope["extensions"] = self._offer(upgrades)
+        if upgrades:
+            scope["extensions"] = {SHUTDOWN: factory.shutdown()}    # the protocol adds its own
+        else:
+            scope["extensions"] = self.extensions = factory.take_extensions()
         if self.transport.tls is not None:
             scope["scheme"] = "https"
             scope["extensions"]["tls"] = PyDict_Copy(self.transport.tls)
@@ -505,20 +531,6 @@ cdef class Http1Connection(Protocol):
         elif upgrades:
             exchange.opened(scope, parser.chunked or parser.content_length > 0)
         return 0
-
-    cdef dict _offer(self, bint upgrades):
-        """`extensions` of a scope: dicts that nobody else has. Those of the last request will
-        do if its application has neither kept nor changed any of them; to make six and to
-        free them would cost 2,000 instructions."""
-        cdef Http1Factory factory = self.factory
-        if upgrades:
-            return {SHUTDOWN: factory.shutdown()}   # the other protocol adds its own
-        if self.extensions is None or not _are_as_made(<PyObject*>self.extensions, factory):
-            self.extensions = {
-                EARLY_HINT: {}, TRAILERS: {}, PATHSEND: {}, ZEROCOPYSEND: {},
-                SHUTDOWN: factory.shutdown(),
-            }
-        return self.extensions
 
     cdef int _tell_origin(self, HttpExchange exchange, dict scope) except -1:
         """What a trusted peer says of the request goes into its scope."""
@@ -655,6 +667,9 @@ cdef class Http1Connection(Protocol):
     cdef int _response_complete(self, HttpExchange exchange) except -1:
         """Called on an application's stack: nothing may be started here."""
         self.exchange = None
+        if self.extensions is not None:
+            self.factory.give_extensions(self.extensions)
+            self.extensions = None
         if not exchange.keep_alive:
             return self._close(True)
         if not exchange.request_complete:
