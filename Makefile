@@ -28,12 +28,13 @@ PIP_INSTALL = python -m pip install --quiet --disable-pip-version-check
 # One home for the versions: the list is read from pyproject.toml.
 BUILD_REQUIRES = python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")'
 
-.PHONY: help run test test-long lint stubtest test-asan coverage fuzz conformance bench bench-websocket instructions annotate options docs sdist wheel identifiers clean
+.PHONY: help run test test-long soak lint stubtest test-asan coverage fuzz conformance bench bench-websocket instructions annotate options docs sdist wheel identifiers clean
 
 help:
 	@echo 'make run        serve examples/hello.py, or another one: make run APP=chat:app'
 	@echo 'make test       run all tests'
 	@echo 'make test-long  reloads, kills and new programs by the hundred (half an hour)'
+	@echo 'make soak       traffic of all kinds, and reloads, with memory and descriptors watched (6 minutes)'
 	@echo 'make lint       ruff, mypy, stubtest, cython-lint, warnings of Cython as errors'
 	@echo 'make stubtest   compare the type stubs with the compiled modules'
 	@echo 'make test-asan  run the tests on a build with AddressSanitizer and UBSan'
@@ -60,6 +61,9 @@ test: $(VENV)/.test
 
 test-long: $(VENV)/.test
 	$(VENV)/bin/python -m pytest -m long $(OPTIONS) $(TESTS)
+
+soak: $(VENV)/.test
+	$(VENV)/bin/python tests/soak.py $(OPTIONS)
 
 lint: $(VENV)/.lint stubtest
 	$(VENV)/bin/ruff check .

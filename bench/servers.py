@@ -107,6 +107,14 @@ MODES = {
     },
     # One worker under a supervisor that counts, and answers for it.
     "supervised": {"fastserve": ("", " --admin-bind 127.0.0.1:0")},
+    # An idle connection, and any number of them, may stay.
+    "patient": {
+        "fastserve": ("", " --keep-alive 600"),
+        "uvicorn": ("", " --timeout-keep-alive 600"),
+        "granian": ("", " --backlog 16384 --http1-header-read-timeout 60000"),
+        "gunicorn": ("", " --keep-alive 600 --worker-connections 20000"),
+        "hypercorn": ("", " --keep-alive 600"),
+    },
     # No proxy is believed; by default one on this machine is.
     "distrustful": {
         "fastserve": ("", " --no-proxy-headers"),

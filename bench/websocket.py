@@ -23,7 +23,7 @@ from pathlib import Path
 import harness
 import servers
 from client import HOST, connect
-from harness import START_SECONDS, Bench, Results, cost, settle, times
+from harness import START_SECONDS, Bench, Results, cost, judged, kibibytes, settle
 
 BENCH = Path(__file__).resolve().parent
 LOAD = "websocket_load.py"
@@ -88,19 +88,11 @@ RATIO_TARGETS = (
 MEMORY_TARGETS = (("fastserve-asyncio", 16.0), ("fastserve-uvloop", 16.0))
 
 
-@dataclass(frozen=True)
-class Sample(harness.Sample):
-    """One run. What an idle scenario counts, and times, is sockets that were opened."""
-
-    grown_bytes: int = 0  # by how much the server's resident memory grew in the run
+class Sample(harness.MemorySample):
+    """One run. Memory counts in an idle scenario alone."""
 
     def brief(self) -> str:
-        memory = f", {kibibytes(self):.1f} KiB each" if SCENARIOS[self.scenario].idle else ""
-        return super().brief() + memory
-
-
-def kibibytes(sample: Sample) -> float:
-    return sample.grown_bytes / 1024 / sample.count
+        return super().brief() if SCENARIOS[self.scenario].idle else harness.Sample.brief(self)
 
 
 # --- one run ----------------------------------------------------------------------------------
@@ -202,30 +194,8 @@ def taking_part(names: list[str], key: str) -> list[str]:
 
 
 def row(results: Results[Sample], name: str, key: str) -> dict[str, float | None]:
-    figures = {f"cpu_us_{what}": value for what, value in results.row(name, key).items()}
-    figures |= {
-        "per_second": results.median(name, key, harness.rate),
-        "busy": results.median(name, key, lambda sample: sample.busy),
-    }
-    if SCENARIOS[key].idle:
-        memory = results.row(name, key, kibibytes)
-        figures |= {f"kib_{what}": value for what, value in memory.items()}
-    return figures
-
-
-def print_memory(results: Results[Sample], names: list[str], key: str) -> None:
-    print(f"\n{key}: {SCENARIOS[key].title}")
-    print(f"{'server':<18} {'KiB':>9} {'min..max':>15} {'x ours':>7} {'CPU us to open':>15}")
-    for name in names:
-        if not results.of(name, key):
-            print(f"{name:<18} {'failed':>9}")
-            continue
-        figures = results.row(name, key, kibibytes)
-        spread = f"{figures['min']:.1f}..{figures['max']:.1f}"
-        print(
-            f"{name:<18} {figures['median']:>9.1f} {spread:>15}"
-            f" {times(figures['to_baseline']):>7} {results.median(name, key, cost):>15.0f}"
-        )
+    of = harness.memory_row if SCENARIOS[key].idle else harness.timed_row
+    return of(results, name, key)
 
 
 def best_peer(results: Results[Sample], names: list[str], key: str) -> str | None:
@@ -249,11 +219,6 @@ def print_targets(results: Results[Sample], bench: Bench) -> None:
             print(f"idle: {name}: {judged(kib, limit, ' KiB')}")
 
 
-def judged(figure: float, limit: float, unit: str) -> str:
-    verdict = "met" if figure <= limit else "MISSED"
-    return f"{figure:.2f}{unit}, at most {limit:g}{unit}: {verdict}"
-
-
 def main() -> int:
     arguments = harness.parse_arguments(
         __doc__ or "", servers.WEBSOCKET_COMMANDS, SCENARIOS, "websocket.json"
@@ -270,7 +235,7 @@ def main() -> int:
     for key in bench.keys:
         names = taking_part(bench.names, key)
         if SCENARIOS[key].idle:
-            print_memory(results, names, key)
+            harness.print_memory(results, names, key, SCENARIOS[key].title)
         else:
             harness.print_table(results, names, key, SCENARIOS[key].title, "msg")
     timed = [key for key in bench.keys if not SCENARIOS[key].idle]

@@ -204,6 +204,7 @@ cdef class Http1Factory(ProtocolFactory):
         # From 2.4 on a framework relies on send() raising: with a silent send() its
         # stream to a client that has left would never end.
         self.asgi = {"version": "3.0", "spec_version": "2.5" if raise_on_disconnect else "2.3"}
+        self.spare = [None] * SPARE_EXTENSIONS
         # Every key is there, so that a request's copy never has to grow.
         self.scope = {
             "type": "http",
@@ -226,6 +227,35 @@ cdef class Http1Factory(ProtocolFactory):
     def drain(self, Stage stage):
         """The server's end has come to this stage, also for connections still to come."""
         self.stage = stage
+
+    cdef dict take_extensions(self, dict tls):
+        """`extensions` of a scope, with that of TLS if there is one: dicts that nobody else has.
+        Those of an earlier request will do if its application has neither kept nor changed any of
+        them; to make six and to free them would cost 2,000 instructions, and twice as many
+        with TLS."""
+        cdef dict extensions
+        if self.spares:
+            self.spares -= 1
+            extensions = <dict>self.spare[self.spares]
+            self.spare[self.spares] = None
+            if _are_as_made(<PyObject*>extensions, self.shutdown, tls):
+                return extensions
+        extensions = {EARLY_HINT: {}, TRAILERS: {}, PATHSEND: {}, ZEROCOPYSEND: {}}
+        return self.complete_extensions(extensions, tls)
+
+    cdef dict complete_extensions(self, dict extensions, dict tls):
+        """With what every protocol offers."""
+        extensions[SHUTDOWN] = PyDict_Copy(self.shutdown)
+        if tls is not None:
+            extensions[TLS] = PyDict_Copy(tls)
+        return extensions
+
+    cdef int give_extensions(self, dict extensions) except -1:
+        """The response is complete. A connection that is idle then has no use for them."""
+        if self.spares < SPARE_EXTENSIONS and len(extensions) <= NAMES:
+            self.spare[self.spares] = extensions
+            self.spares += 1
+        return 0
 
     cdef int append_own_fields(self, ResponseHead head, SendBuffer out) except -1:
         """Date and Server, unless the application set its own or the option is off, and those
@@ -439,6 +469,7 @@ cdef class Http1Connection(Protocol):
         cdef RequestParser parser = self.parser
         cdef HttpExchange exchange = None
         cdef dict scope = PyDict_Copy(factory.scope)
+        cdef dict tls = self.transport.tls
         cdef str path = parser.path
         cdef bint upgrades = False
         if parser.upgrade is not None and factory.upgrade is not None:
@@ -468,9 +499,12 @@ cdef class Http1Connection(Protocol):
         scope["raw_path"] = parser.raw_path
         scope["query_string"] = parser.query_string
         scope["headers"] = parser.headers
-        scope["extensions"] = self._offer(upgrades)
-        if self.transport.tls is not None:
+        if tls is not None:
             scope["scheme"] = "https"
+        if upgrades:
+            scope["extensions"] = factory.complete_extensions({}, tls)  # the protocol adds its own
+        else:
+            scope["extensions"] = self.extensions = factory.take_extensions(tls)
         if self.origin is not None:
             self._tell_origin(exchange, scope)
         if factory.state is not None:
@@ -478,7 +512,7 @@ cdef class Http1Connection(Protocol):
         if factory.access is not None:
             exchange.entry = factory.access.begin(
                 parser.method, parser.raw_path, parser.query_string, parser.minor_version,
-                parser.headers, scope["client"], scope["scheme"], self.transport.tls,
+                parser.headers, scope["client"], scope["scheme"], tls,
                 self.origin is not None,
             )
         if factory.row is not None:
@@ -498,26 +532,6 @@ cdef class Http1Connection(Protocol):
         elif upgrades:
             exchange.opened(scope, parser.chunked or parser.content_length > 0)
         return 0
-
-    cdef dict _offer(self, bint upgrades):
-        """`extensions` of a scope: dicts that nobody else has. Those of the last request will
-        do if its application has neither kept nor changed any of them; to make six and to
-        free them would cost 2,000 instructions, and twice as many with that of TLS."""
-        cdef Http1Factory factory = self.factory
-        cdef dict tls = self.transport.tls
-        cdef dict offered
-        if (
-            not upgrades and self.extensions is not None
-            and _are_as_made(<PyObject*>self.extensions, factory.shutdown, tls)
-        ):
-            return self.extensions
-        # The other protocol adds its own.
-        offered = {} if upgrades else {EARLY_HINT: {}, TRAILERS: {}, PATHSEND: {}, ZEROCOPYSEND: {}}
-        offered[SHUTDOWN] = PyDict_Copy(factory.shutdown)
-        if tls is not None:
-            offered[TLS] = PyDict_Copy(tls)
-        self.extensions = None if upgrades else offered
-        return offered
 
     cdef int _tell_origin(self, HttpExchange exchange, dict scope) except -1:
         """What a trusted peer says of the request goes into its scope."""
@@ -654,6 +668,9 @@ cdef class Http1Connection(Protocol):
     cdef int _response_complete(self, HttpExchange exchange) except -1:
         """Called on an application's stack: nothing may be started here."""
         self.exchange = None
+        if self.extensions is not None:
+            self.factory.give_extensions(self.extensions)
+            self.extensions = None
         if not exchange.keep_alive:
             return self._close(True)
         if not exchange.request_complete:

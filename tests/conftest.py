@@ -22,7 +22,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import pytest
 
@@ -174,6 +174,13 @@ class WebSocketClient(Client):
             # Else a second small write would wait for the peer's delayed acknowledgement.
             self.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
+    def open(self, target: str = "/", *fields: str) -> Self:
+        """The opening handshake, which has to succeed."""
+        self.sendall(handshake(target, *fields))
+        self.response = self.read_response()
+        assert self.response.status == 101, self.response.status
+        return self
+
     def read_frame(self) -> Frame:
         first, length = self.read_exactly(2)
         assert length < 128, "a server masks nothing"
@@ -238,6 +245,7 @@ class TlsClient(ssl.SSLSocket):
     read_response = Client.read_response
     get = Client.get
     is_closed_by_peer = Client.is_closed_by_peer
+    open = WebSocketClient.open
     read_frame = WebSocketClient.read_frame
     read_close = WebSocketClient.read_close
     close_with = WebSocketClient.close_with
@@ -302,11 +310,7 @@ class Running(logging.Handler):
 
     def websocket(self, target: str = "/", *fields: str) -> WebSocketClient:
         """A WebSocket that was accepted."""
-        client = WebSocketClient(self.address)
-        client.sendall(handshake(target, *fields))
-        client.response = client.read_response()
-        assert client.response.status == 101, client.response.status
-        return client
+        return WebSocketClient(self.address).open(target, *fields)
 
     def exceptions(self) -> list[BaseException]:
         """What applications raised, as logged."""

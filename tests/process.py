@@ -292,6 +292,14 @@ def settled(value: Callable[[], int]) -> int:
     return now
 
 
+def resident_bytes(pid: int) -> int:
+    """Resident memory of a process. /proc/PID/statm may lag behind by some hundred KiB."""
+    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    match = re.search(r"^Rss:\s+(\d+) kB$", text, re.MULTILINE)
+    assert match is not None
+    return 1024 * int(match[1])
+
+
 def refuses(address: tuple[str, int]) -> bool:
     """Whether nobody listens there any more."""
     try:

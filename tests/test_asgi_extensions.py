@@ -1019,7 +1019,8 @@ def test_no_descriptor_is_left(serve: Serve, folder: Path) -> None:
 
 @pytest.mark.parametrize("worker, poller", [("asyncio", "loop")], indirect=True)
 def test_extensions_of_a_scope_are_its_own(serve: Serve) -> None:
-    """What nobody has kept or changed may be used again; anything else is not."""
+    """What nobody has kept or changed may be used again, also on another connection; anything
+    else is not."""
     names = [HINT, TRAILERS, PATH, COPY, SHUTDOWN]
     kept: list[Any] = []
 
@@ -1052,12 +1053,17 @@ def test_extensions_of_a_scope_are_its_own(serve: Serve) -> None:
             kept.append(scope)
         await send(START)
         await send(body_of(b"fine"))
+        if what == "late":
+            extensions["mine"] = {}
+        elif what == "fill late":
+            extensions[COPY]["mine"] = 1
 
     server = serve(app, lifespan="off")
     ways = ["", "keep", "keep-one", "add", "fill", "rename", "reorder", "replace", "clear", "scope"]
-    with server.connect() as client:
+    ways += ["late", "fill%20late"]
+    with server.connect() as one, server.connect() as other:
         for way in 2 * ways:
-            for _ in range(3):
+            for client in (one, one, other, one):
                 assert client.get("/" + way).body == b"fine"
     assert server.errors == []
 

@@ -1,22 +1,30 @@
-"""What a client that stalls, or an application that does, costs in resident memory."""
+"""What clients that stall or wait, or an application that stalls, cost in resident memory."""
 
 from __future__ import annotations
 
+import contextlib
 import re
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from conftest import MIB, POLLERS, WORKERS, Client, measures_memory, request, skip_without
-from process import Process, eventually
+from process import Process, eventually, resident_bytes, settled
 
 pytestmark = measures_memory
 
 GIB = 1024 * MIB
 BOUND = 32 * MIB
+FIRST, IDLE = 200, 2000
 
 
 class Gibibyte(Process):
+    def __init__(self, worker: str, poller: str) -> None:
+        super().__init__("-k", worker, "--poller", poller, "-b", "127.0.0.1:0", "gibibyte:app")
+        # Through trio's loop each connection has a task of trio's.
+        self.has_watchers = worker == "trio" and poller == "loop"
+
     def progress(self) -> int:
         with self.connect() as client:
             return int(client.get("/progress").body)
@@ -29,11 +37,24 @@ class Gibibyte(Process):
         return 1024 * int(match[1])
 
 
+@pytest.fixture
+def many_descriptors() -> Iterator[None]:
+    """For this process and those that it starts."""
+    before, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = FIRST + IDLE + 200
+    if before != resource.RLIM_INFINITY and before < needed:
+        if most != resource.RLIM_INFINITY and most < needed:
+            pytest.skip(f"needs {needed} descriptors")
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, most))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (before, most))
+
+
 @pytest.fixture(params=[(worker, poller) for worker in WORKERS for poller in POLLERS], ids="-".join)
 def server(request: pytest.FixtureRequest) -> Iterator[Gibibyte]:
     worker, poller = request.param
     skip_without(worker)
-    server = Gibibyte("-k", worker, "--poller", poller, "-b", "127.0.0.1:0", "gibibyte:app")
+    server = Gibibyte(worker, poller)
     try:
         yield server
     finally:
@@ -77,6 +98,26 @@ def test_application_that_does_not_read(server: Gibibyte) -> None:
             left -= client.send(block[:left])
         assert client.read_response().body == b"%d" % GIB
     assert server.memory("VmHWM") - before < BOUND
+
+
+def test_idle_connections(many_descriptors: None, server: Gibibyte) -> None:
+    """At most 2 KiB each, or 6 with a task of trio's."""
+    most = 6144 if server.has_watchers else 2048
+
+    def resident() -> int:
+        return settled(lambda: resident_bytes(server.popen.pid))
+
+    with contextlib.ExitStack() as stack:
+
+        def open(count: int) -> None:
+            for _ in range(count):
+                client = stack.enter_context(server.connect())
+                assert client.get("/progress").body == b"0"
+
+        open(FIRST)
+        before = resident()
+        open(IDLE)
+        assert (resident() - before) / IDLE < most
 
 
 def push(client: Client, length: int) -> int:

@@ -987,22 +987,6 @@ def read_frame(client: TlsClient) -> tuple[int, bytes]:
     return first, client.read_exactly(length)
 
 
-def open_websocket(server: Running, context: ssl.SSLContext | None = None) -> TlsClient:
-    client = connect(server, context)
-    client.sendall(
-        request(
-            "GET",
-            "/",
-            "Upgrade: websocket",
-            "Connection: Upgrade",
-            "Sec-WebSocket-Version: 13",
-            "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
-        )
-    )
-    assert client.read_until(b"\r\n\r\n").startswith(b"HTTP/1.1 101 ")
-    return client
-
-
 def test_websockets(serve: Serve) -> None:
     scopes: list[Any] = []
     endings: list[Any] = []
@@ -1016,7 +1000,7 @@ def test_websockets(serve: Serve) -> None:
         endings.append((message["code"], message["reason"]))
 
     server = serve(app, lifespan="off", **SERVER)
-    with open_websocket(server) as client:
+    with connect(server).open() as client:
         for length in (0, 1, 125, 126, 16384, 65535, 65536, 3 * MIB):
             payload = os.urandom(length)
             client.sendall(frame(0x82, payload))
@@ -1076,7 +1060,7 @@ def test_a_websocket_at_the_end(serve: Serve) -> None:
             pass
 
     server = serve(app, lifespan="off", graceful_timeout=0.5, **SERVER)
-    with open_websocket(server) as client:
+    with connect(server).open() as client:
         server.ask_to_stop()
         assert read_frame(client) == (0x88, b"\x03\xf4")
         client.sendall(frame(0x88, b"\x03\xf4"))
@@ -1421,7 +1405,7 @@ def test_the_extension(serve: Serve) -> None:
                     client.get()
                 cipher = client.cipher()
                 assert cipher is not None
-            with open_websocket(server, context):
+            with connect(server, context).open():
                 pass
             assert len(found) == 4
             for tls in found:

@@ -18,6 +18,7 @@ cdef enum:
     COLLECT = 128 * 1024            # output collected while an application runs
     DRAIN_BYTES = 256 * 1024        # of an unread body, read to keep the connection
     NAMES = 6                       # of extensions
+    SPARE_EXTENSIONS = 256          # kept for the next requests
 
 cdef enum Phase:                    # of a connection: what its deadline is for
     PHASE_FIRST                     # nothing received yet
@@ -74,6 +75,8 @@ cdef class Http1Factory(ProtocolFactory):
         str root_path
         bytes server_line, field_lines
         DateLine date
+        list spare                      # `extensions` of scopes to use again; a place for each
+        Py_ssize_t spares               # how many there are
         frozenset names                 # of the hosts that are served; empty: any
         bint raise_on_disconnect
         Stage stage                     # of the server's end
@@ -83,6 +86,9 @@ cdef class Http1Factory(ProtocolFactory):
         int64_t keep_alive_requests, body_min_rate
         int64_t request_timeout         # milliseconds; 0: none
 
+    cdef dict take_extensions(self, dict tls)
+    cdef dict complete_extensions(self, dict extensions, dict tls)
+    cdef int give_extensions(self, dict extensions) except -1
     cdef int append_own_fields(self, ResponseHead head, SendBuffer out) except -1
 
 
@@ -94,7 +100,7 @@ cdef class Http1Connection(Protocol):
         HttpExchange exchange           # the one whose response is not complete
         bytearray unparsed              # received, but not its turn yet
         Protocol successor              # has taken the connection over
-        dict extensions                 # of the last request's scope
+        dict extensions                 # of the request's scope
         Phase phase
         bint parsing                    # inside _consume: output is flushed afterwards
         bint proceeding                 # inside proceed: applications may be started
@@ -113,7 +119,6 @@ cdef class Http1Connection(Protocol):
     cdef int _tell_eof(self) except -1
     cdef int _keep(self, const char* data, Py_ssize_t length) except -1
     cdef int _begin(self) except -1
-    cdef dict _offer(self, bint upgrades)
     cdef int _tell_origin(self, HttpExchange exchange, dict scope) except -1
     cdef int _take_body(self) except -1
     cdef bint _may_spawn(self) except -1
