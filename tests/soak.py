@@ -179,15 +179,10 @@ class Moment(NamedTuple):
 class Soaked:
     """A server of one process, and what is known of it from outside."""
 
-    def __init__(self, worker: str) -> None:
-        limits = [str(word) for option in LIMITS.items() for word in option]
-        self.process = Process(
-            *("-k", worker, "-b", "127.0.0.1:0", "--insecure-bind", "127.0.0.1:0", *limits),
-            *("--certfile", pem("server.pem"), "--keyfile", pem("server.key")),
-            *("--access-logfile", os.devnull, "--log-level", "info", "apps.mixed:app"),
-            cwd=TESTS,
-        )
-        self.random = random.Random(worker)
+    def __init__(self, process: Process) -> None:
+        self.process = process
+        # The same order in each run.
+        self.random = random.Random(0)
         self.moments: list[Moment] = []
         self.descriptors = 0
         self.plain = Peer(self._address("http"))
@@ -243,15 +238,22 @@ class Soaked:
 
 
 def soak(worker: str, requests: int) -> bool:
-    soaked = Soaked(worker)
+    limits = [str(word) for option in LIMITS.items() for word in option]
+    process = Process(
+        *("-k", worker, "-b", "127.0.0.1:0", "--insecure-bind", "127.0.0.1:0", *limits),
+        *("--certfile", pem("server.pem"), "--keyfile", pem("server.key")),
+        *("--access-logfile", os.devnull, "apps.mixed:app"),
+        cwd=TESTS,
+    )
     try:
+        soaked = Soaked(process)
         for _ in range(STINTS):
             soaked.stint(requests // STINTS)
             print(".", end="", file=sys.stderr, flush=True)
-        soaked.process.send_signal(signal.SIGTERM)
-        status = soaked.process.wait()
+        process.send_signal(signal.SIGTERM)
+        status = process.wait()
     finally:
-        soaked.process.end()
+        process.end()
     growth = soaked.growth() * EACH
     sound = growth < MOST_GROWTH and status == 0
     begun, ended = soaked.moments[WARM_UP_STINTS - 1], soaked.moments[-1]
