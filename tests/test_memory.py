@@ -20,10 +20,8 @@ FIRST, IDLE = 200, 2000
 
 
 class Gibibyte(Process):
-    def __init__(self, worker: str, poller: str) -> None:
-        super().__init__("-k", worker, "--poller", poller, "-b", "127.0.0.1:0", "gibibyte:app")
-        # Through trio's loop each connection has a task of trio's.
-        self.has_watchers = worker == "trio" and poller == "loop"
+    # Through trio's loop each connection has a task of trio's.
+    has_watchers = False
 
     def progress(self) -> int:
         with self.connect() as client:
@@ -54,7 +52,8 @@ def many_descriptors() -> Iterator[None]:
 def server(request: pytest.FixtureRequest) -> Iterator[Gibibyte]:
     worker, poller = request.param
     skip_without(worker)
-    server = Gibibyte(worker, poller)
+    server = Gibibyte("-k", worker, "--poller", poller, "-b", "127.0.0.1:0", "gibibyte:app")
+    server.has_watchers = (worker, poller) == ("trio", "loop")
     try:
         yield server
     finally:
