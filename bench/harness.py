@@ -128,7 +128,13 @@ def prepared(arguments: argparse.Namespace, load_is_peer: bool = False) -> Itera
     peers = ""
     if load_is_peer or any(map(servers.is_peer, names)):
         peers = environment.peers_python(python)
-        packages["peers'"] = environment.python_facts(peers, environment.pinned())
+        packages["peers'"] = environment.python_facts(peers, list(environment.pinned()))
+    frameworks = ""
+    if set(servers.FRAMEWORKS) & set(arguments.scenarios):
+        frameworks = environment.frameworks(python, filter(None, [python, peers]))
+        packages["applications'"] = environment.python_facts(
+            python, list(environment.pinned(environment.FRAMEWORKS)), frameworks
+        )
     server_core, load_core = servers.pick_cores()
     description = environment.machine()
     description["cores used"] = f"{server_core} server, {load_core} load"
@@ -138,7 +144,7 @@ def prepared(arguments: argparse.Namespace, load_is_peer: bool = False) -> Itera
             arguments.scenarios,
             arguments.rounds,
             arguments.seconds,
-            servers.prepare(Path(folder), python, peers, "floor" in names),
+            servers.prepare(Path(folder), python, peers, "floor" in names, frameworks),
             server_core,
             load_core,
             description,
@@ -214,6 +220,11 @@ class Results(Generic[SampleT]):
     def of(self, server: str, scenario: str) -> list[SampleT]:
         return self._good.get((server, scenario), [])
 
+    def asked(self, names: list[str], scenario: str) -> list[str]:
+        """Those that took part, also where they failed."""
+        found = {sample.server for sample in self.samples if sample.scenario == scenario}
+        return [name for name in names if name in found]
+
     def median(self, server: str, scenario: str, figure: Callable[[SampleT], float]) -> float:
         return statistics.median(figure(sample) for sample in self.of(server, scenario))
 
@@ -259,7 +270,7 @@ def print_table(
         f"{'server':<18} {unit + '/s':>9} {'CPU us/' + unit:>10} {'min..max':>15} {'busy':>5}"
         f" {'x ours':>7} {'x floor':>8}"
     )
-    for name in names:
+    for name in results.asked(names, key):
         if not results.of(name, key):
             print(f"{name:<18} {'failed':>9}")
             continue

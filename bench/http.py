@@ -84,18 +84,24 @@ class Scenario:
     body: bytes = b""
     pipelined: int = 1
     mode: str = ""  # of the server, one of servers.MODES
-    size: int = 0  # of the file that is asked for
+    small_answer: bytes = HELLO
+    size: int = 0  # of an answer that is not small
     warm_up: int = 320  # requests
+    without: tuple[str, ...] = ()  # servers that cannot take part
 
     @property
     def answer(self) -> bytes:
-        if self.app == "file":
-            return bytes(range(256)) * (self.size // 256)
-        return HELLO if self.app == "plaintext" else self.body
+        return bytes(range(256)) * (self.size // 256) if self.size else self.small_answer
 
     @property
     def floor_size(self) -> int:
-        return -1 if self.app == "plaintext" else len(self.body)
+        return -1 if self.small_answer == HELLO else len(self.small_answer)
+
+    def asks(self, name: str) -> bool:
+        """The floor has no files, and waits for nobody who is slow to read."""
+        if name in self.without or (self.size and name == "floor"):
+            return False
+        return servers.knows(name, self.mode)
 
     def request(self, port: int) -> bytes:
         lines = [f"{self.method} {self.path} HTTP/1.1", f"Host: {HOST}:{port}"]
@@ -109,7 +115,11 @@ class Scenario:
 SCENARIOS = {
     "plaintext": Scenario("plaintext GET, 64 connections", path="/plaintext"),
     "echo": Scenario(
-        "echo POST of 1 KiB, 64 connections", app="echo", method="POST", body=b"x" * 1024
+        "echo POST of 1 KiB, 64 connections",
+        app="echo",
+        method="POST",
+        body=b"x" * KIB,
+        small_answer=b"x" * KIB,
     ),
     "browser": Scenario(
         "GET as a browser sends it, 14 headers, 64 connections",
@@ -132,6 +142,30 @@ SCENARIOS = {
         mode="tls",
         warm_up=1,
     ),
+    "body-256k": Scenario(
+        "an answer of 256 KiB in one piece, 16 connections",
+        app="body",
+        connections=16,
+        size=256 * KIB,
+        warm_up=32,
+    ),
+    "streamed": Scenario(
+        "an answer of 1 MiB in chunks of 16 KiB, 16 connections",
+        app="streamed",
+        connections=16,
+        size=MIB,
+        warm_up=16,
+    ),
+    "upload": Scenario(
+        "POST of 1 MiB, 16 connections",
+        app="upload",
+        connections=16,
+        method="POST",
+        body=b"x" * MIB,
+        small_answer=b"%d" % MIB,
+        warm_up=16,
+        without=("gunicorn-h1c",),  # which closes the connection after it
+    ),
     "file-256k": Scenario(
         "a file of 256 KiB, 16 connections",
         app="file",
@@ -151,13 +185,32 @@ SCENARIOS = {
     "supervised": Scenario(
         "plaintext GET, under a supervisor with metrics, 64 connections", mode="supervised"
     ),
-    "seed-get": Scenario("echo benchmark: GET, 20 connections", app="echo", connections=20),
+    "starlette": Scenario(
+        "Starlette: a JSON route, 64 connections",
+        app="starlette",
+        path="/greetings/Ada",
+        small_answer=b'{"message":"Hello, world!","name":"Ada"}',
+    ),
+    "fastapi": Scenario(
+        "FastAPI: a route with validation, 64 connections",
+        app="fastapi",
+        method="POST",
+        path="/orders/17?amount=3",
+        headers=(("Content-Type", "application/json"),),
+        body=b'{"name":"a lamp","price":12.5,"tags":["light","desk"]}',
+        small_answer=b'{"number":17,"item":{"name":"a lamp","price":12.5,"tags":["light","desk"]},'
+        b'"total":37.5}',
+    ),
+    "seed-get": Scenario(
+        "echo benchmark: GET, 20 connections", app="echo", connections=20, small_answer=b""
+    ),
     "seed-post": Scenario(
         "echo benchmark: POST, 20 connections",
         app="echo",
         connections=20,
         method="POST",
         body=b"hello=world",
+        small_answer=b"hello=world",
     ),
 }
 
@@ -218,9 +271,7 @@ def visit(bench: Bench, name: str, number: int) -> Iterator[Sample]:
     """Start the server, once for all scenarios that can share it, and measure them."""
     for group in shareable(bench.keys):
         first = SCENARIOS[group[0]]
-        if not servers.knows(name, first.mode):
-            continue
-        if first.app == "file" and name == "floor":
+        if not first.asks(name):
             continue
         for key in group:
             write_file(bench.installation.work, SCENARIOS[key])
@@ -229,7 +280,13 @@ def visit(bench: Bench, name: str, number: int) -> Iterator[Sample]:
         command = bench.installation.command(
             name, first.app, port, str(first.floor_size), first.mode
         )
-        with servers.running(command, port, bench.installation.work, bench.server_core) as server:
+        with servers.running(
+            command,
+            port,
+            bench.installation.work,
+            bench.server_core,
+            bench.installation.environment(first.app),
+        ) as server:
             for key in group:
                 yield measure(bench, server, name, key, number)
 

@@ -75,7 +75,7 @@ class Counter:
                 command,
                 port,
                 self.installation.work,
-                environment={"PYTHONHASHSEED": "0"},
+                variables={"PYTHONHASHSEED": "0"},
                 stop_patience=STOP_SECONDS,
             ) as server:
                 try:

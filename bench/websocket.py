@@ -197,10 +197,6 @@ def visit(bench: Bench, name: str, number: int) -> Iterator[Sample]:
 # --- figures ----------------------------------------------------------------------------------
 
 
-def taking_part(names: list[str], key: str) -> list[str]:
-    return [name for name in names if name not in SCENARIOS[key].without]
-
-
 def row(results: Results[Sample], name: str, key: str) -> dict[str, float | None]:
     figures = {f"cpu_us_{what}": value for what, value in results.row(name, key).items()}
     figures |= {
@@ -216,7 +212,7 @@ def row(results: Results[Sample], name: str, key: str) -> dict[str, float | None
 def print_memory(results: Results[Sample], names: list[str], key: str) -> None:
     print(f"\n{key}: {SCENARIOS[key].title}")
     print(f"{'server':<18} {'KiB':>9} {'min..max':>15} {'x ours':>7} {'CPU us to open':>15}")
-    for name in names:
+    for name in results.asked(names, key):
         if not results.of(name, key):
             print(f"{name:<18} {'failed':>9}")
             continue
@@ -268,11 +264,10 @@ def main() -> int:
     results = Results(samples)
     harness.print_heading(bench)
     for key in bench.keys:
-        names = taking_part(bench.names, key)
         if SCENARIOS[key].idle:
-            print_memory(results, names, key)
+            print_memory(results, bench.names, key)
         else:
-            harness.print_table(results, names, key, SCENARIOS[key].title, "msg")
+            harness.print_table(results, bench.names, key, SCENARIOS[key].title, "msg")
     timed = [key for key in bench.keys if not SCENARIOS[key].idle]
     harness.print_pairs(results, PAIRS, bench.names, timed)
     print_targets(results, bench)
