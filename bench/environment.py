@@ -140,14 +140,23 @@ def _install(interpreter: str, requirements: Path, *options: str) -> None:
 
 def machine() -> dict[str, object]:
     return {
+        "commit": commit(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
+        "load before": round(os.getloadavg()[0], 2),
         "kernel": platform.release(),
         "architecture": platform.machine(),
         "wrk": _first_line("wrk", "--version"),
         "cc": _first_line(os.environ.get("CC", "cc"), "--version"),
     }
+
+
+def commit() -> str:
+    """What is checked out, and whether it was changed since."""
+    return _first_line(
+        "git", "-C", str(BENCH), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"
+    )
 
 
 def _cpu_model() -> str:
