@@ -102,12 +102,12 @@ def peers_python(python: str) -> str:
 
 def libraries(python: str, requirements: Path) -> str:
     """A folder with what a file of pinned versions names, for whoever has it on the path. It is
-    made on first use, with the peers' pip."""
+    made on first use."""
     folder = _place(python, requirements)
     complete = folder / "complete"
     if not complete.exists():
         shutil.rmtree(folder, ignore_errors=True)
-        _install(peers_python(python), requirements, "--target", str(folder))
+        _install(python, requirements, "--target", str(folder))
         complete.touch()
     return str(folder)
 

@@ -41,7 +41,7 @@ class Scenario:
 
     def expected(self, seconds: int) -> float:
         """About how many seconds a run takes, with the server's start and end."""
-        return seconds + 1.5
+        return seconds + 1.0
 
 
 @dataclass(frozen=True)

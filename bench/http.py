@@ -128,17 +128,21 @@ SCENARIOS = {
         method="POST",
         body=b"x" * KIB,
         small_answer=b"x" * KIB,
+        spared=VARIANTS + SLOW,
     ),
     "browser": Scenario(
         "GET as a browser sends it, 14 headers, 64 connections",
         path="/articles/2024/an-address?page=2",
         headers=BROWSER_HEADERS,
+        spared=(*VARIANTS, "hypercorn-uvloop"),
     ),
     "pipelined": Scenario(
         "16 pipelined GETs, 64 connections", pipelined=16, spared=VARIANTS + SLOW
     ),
-    "one": Scenario("plaintext GET, one connection", connections=1, spared=VARIANTS + SLOW),
-    "many": Scenario("plaintext GET, 512 connections", connections=512, spared=VARIANTS + SLOW),
+    "one": Scenario(
+        "plaintext GET, one connection", connections=1, spared=(*VARIANTS, *SLOW, "gunicorn-h1c")
+    ),
+    "many": Scenario("plaintext GET, 512 connections", connections=512, spared=FEW),
     "forwarded": Scenario(
         "plaintext GET as a trusted proxy passes it on, 64 connections",
         headers=FORWARDED_HEADERS,

@@ -36,10 +36,44 @@ FEWEST_ROUNDS, FEWEST_SECONDS = 2, 2
 CHARTS = {
     "requests": {"seed-get": "get requests/second", "seed-post": "post requests/second"},
     "frameworks": {
-        "starlette": "Starlette, JSON: requests/second",
-        "fastapi": "FastAPI, a route with validation: requests/second",
+        "starlette": "Starlette, JSON, requests/second",
+        "fastapi": "FastAPI with validation, requests/second",
     },
 }
+
+# The other tables of http.py, and the columns of those of other scripts.
+GROUPS = {
+    "Other requests": ("echo", "browser", "pipelined", "one", "many"),
+    "Large bodies and files": ("body-256k", "streamed", "upload", "file-256k", "file-100m"),
+    "TLS, proxies, logs, supervisor": (
+        "tls",
+        "handshakes",
+        "forwarded",
+        "distrusted",
+        "logged",
+        "supervised",
+    ),
+}
+OF_REQUESTS = (("per_second", "requests/s"), ("cpu_us", "CPU us"), ("p99_us", "p99 us"))
+WEBSOCKET = [
+    ("small", "cpu_us", "CPU us"),
+    ("large", "cpu_us", "CPU us"),
+    ("broadcast", "cpu_us", "CPU us"),
+    ("idle", "kib", "KiB"),
+]
+SEVERAL = [
+    ("one", "per_second", "requests/s"),
+    ("two", "per_second", "requests/s"),
+    ("share", "least_percent", "least %"),
+    ("share", "most_percent", "most %"),
+    ("calm", "p99_us", "p99 us"),
+    ("blocked", "p99_us", "p99 us"),
+    ("start-1", "ms", "ms"),
+    ("start-4", "ms", "ms"),
+    ("start-1", "mib", "MiB"),
+    ("start-4", "mib", "MiB"),
+]
+INSTRUCTIONS = ("plaintext", "instructions", "instructions")
 
 HEAD = """\
 <!-- Made by bench/report.py from bench/published: `make bench OPTIONS=--publish` measures again. -->
@@ -59,19 +93,20 @@ To repeat everything: `make bench`. What the scripts do and what the words mean 
 
 BEGINNING = """
 In 2018 Hypercorn's author compared its three workers by an echo application, GET and POST, and trio paid
-several times uvloop's price. The same benchmark, 20 connections:
-
-![requests per second of GET and POST, by server and worker](requests.svg)
-
-The same as a [PNG](requests.png).
+several times uvloop's price. The same benchmark, with more servers:
 """
 
 REAL = """
-An application of a framework does most of the work itself; what is left is what a user gains.
+An application of a framework does most of the work itself. What is left is what a user gains.
+"""
 
-![requests per second with Starlette and FastAPI, by server and worker](frameworks.svg)
+WORKERS = """
+Here only the load is pinned to a core. Where there are no more cores than workers, they share them with
+it, so two workers cannot be twice as fast as one.
+"""
 
-The same as a [PNG](frameworks.png).
+COUNTED = """
+In user space alone, counted under callgrind: these do not depend on what else the machine does.
 """
 
 
@@ -135,19 +170,15 @@ def provenance(figures: Figures) -> str:
             ]
         )
     parts.append(table(["", "commit", "date", "rounds", "load average before"], rows))
-    for machine in unique(run["machine"] for run in figures.runs.values()):
+    for machine in dict.fromkeys(machine_of(run["machine"]) for run in figures.runs.values()):
         parts.append(f"\n{machine}\n")
-    for whose in unique(
-        f"{whose[0].upper()}{whose[1:]} environment: {versions(facts)}."
+    environments = dict.fromkeys(
+        (whose, versions(facts))
         for run in figures.runs.values()
         for whose, facts in run["packages"].items()
-    ):
-        parts.append(f"\n{whose}\n")
+    )
+    parts.append("\n" + table(["environment", ""], environments))
     return "".join(parts) + warnings(figures)
-
-
-def unique(things: Iterable[Any]) -> list[str]:
-    return list(dict.fromkeys(t if isinstance(t, str) else machine_of(t) for t in things))
 
 
 def machine_of(machine: dict[str, Any]) -> str:
@@ -165,27 +196,25 @@ def versions(facts: dict[str, Any]) -> str:
 
 def warnings(figures: Figures) -> str:
     """What takes weight from the figures."""
-    parts = []
-    machines = {script: run["machine"] for script, run in figures.runs.items()}
-    short = [
-        f"`{script}.py`"
-        for script, machine in machines.items()
-        if machine.get("rounds", FEWEST_ROUNDS) < FEWEST_ROUNDS
-        or machine.get("seconds", FEWEST_SECONDS) < FEWEST_SECONDS
-    ]
-    if short:
-        parts.append(
-            f"**Short runs ({', '.join(short)}): they say that everything works, and no more.**"
-        )
-    if any(machine["commit"].endswith("-dirty") for machine in machines.values()):
-        parts.append("**There were changes that are in no commit.**")
+    parts = [doubts(script, run["machine"]) for script, run in figures.runs.items()]
     for script, run in figures.runs.items():
         for key, by_server in run["rounds"].items():
             for name, rounds in by_server.items():
                 if None in rounds:
                     failed = f"{rounds.count(None)} of {len(rounds)} runs did not count"
                     parts.append(f"`{script}.py` {key}, {name}: {failed}.")
-    return "".join(f"\n{part}\n" for part in parts)
+    return "".join(f"\n{part}\n" for part in parts if part)
+
+
+def doubts(script: str, machine: dict[str, Any]) -> str:
+    short = machine.get("rounds", FEWEST_ROUNDS) < FEWEST_ROUNDS
+    short |= machine.get("seconds", FEWEST_SECONDS) < FEWEST_SECONDS
+    parts = []
+    if short:
+        parts.append("a short run, which says that everything works, and no more")
+    if machine["commit"].endswith("-dirty"):
+        parts.append("with changes that are in no commit")
+    return f"**`{script}.py`: {'; '.join(parts)}.**" if parts else ""
 
 
 def judged(figures: Figures) -> str:
@@ -207,7 +236,7 @@ def plaintext(figures: Figures) -> str:
     """The one scenario with all that is known of it."""
     names = figures.measured("http", "plaintext")
     if not names:
-        return missing("plaintext GET", "http")
+        return missing("Plaintext GET, 64 connections", "http")
     rows = []
     for name in names:
         one = Cell("http", "plaintext", name)
@@ -220,11 +249,14 @@ def plaintext(figures: Figures) -> str:
         )
         rows.append([label(name), *map(cell, columns)])
     head = ["server", "requests/s", "CPU us/request", "x uvloop", "x floor", "p99 us"]
-    return f"\n## {figures.title('http', 'plaintext')}\n\n{table(head, rows)}"
+    return f"\n## Plaintext GET, 64 connections\n\n{table(head, rows)}"
+
+
+Column = tuple[str, str, str]
 
 
 def grid(
-    figures: Figures, heading: str, script: str, columns: Iterable[tuple[str, str, str]]
+    figures: Figures, heading: str, script: str, columns: Iterable[Column], prose: str = ""
 ) -> str:
     """Servers by scenarios. A column is a scenario, a figure, and what that is called."""
     there = [column for column in columns if figures.measured(script, column[0])]
@@ -238,18 +270,14 @@ def grid(
     ]
     titles = "".join(f"* `{key}`: {figures.title(script, key)}\n" for key in keys)
     head = ["server", *(f"`{key}`, {unit}" for key, _, unit in there)]
-    return f"\n## {heading}\n\n{titles}\n{table(head, rows)}"
-
-
-def cost(*keys: str) -> list[tuple[str, str, str]]:
-    return [(key, "cpu_us", "CPU us") for key in keys]
+    return f"\n## {heading}\n{prose}\n{titles}\n{table(head, rows)}"
 
 
 def missing(heading: str, script: str) -> str:
     return f"\n## {heading}\n\nNot measured: `{script}.py` was not run for it.\n"
 
 
-def all_of(figures: Figures, script: str) -> list[tuple[str, str, str]]:
+def all_of(figures: Figures, script: str) -> list[Column]:
     """Whatever a script has measured."""
     return [
         (key, figure, figure)
@@ -274,77 +302,35 @@ def recorded() -> str:
 
 
 def page(figures: Figures) -> str:
-    seeds = [
-        (key, figure, unit)
-        for key in CHARTS["requests"]
-        for figure, unit in (("per_second", "requests/s"), ("cpu_us", "CPU us"))
-    ]
-    real = [
-        (key, figure, unit)
-        for key in CHARTS["frameworks"]
-        for figure, unit in (
-            ("per_second", "requests/s"),
-            ("cpu_us", "CPU us"),
-            ("p99_us", "p99 us"),
-        )
-    ]
-    workers = [
-        ("one", "per_second", "requests/s"),
-        ("two", "per_second", "requests/s"),
-        ("share", "least_percent", "least %"),
-        ("share", "most_percent", "most %"),
-        ("calm", "p99_us", "p99 us"),
-        ("blocked", "p99_us", "p99 us"),
-        ("start-1", "ms", "ms"),
-        ("start-4", "ms", "ms"),
-        ("start-1", "mib", "MiB"),
-        ("start-4", "mib", "MiB"),
-    ]
     return "".join(
         [
             HEAD,
             provenance(figures),
             judged(figures),
             plaintext(figures),
-            grid(figures, "The benchmark this began with", "http", seeds),
-            BEGINNING if chart(figures, "requests") else "",
-            grid(figures, "With a framework", "http", real),
-            REAL if chart(figures, "frameworks") else "",
-            grid(
-                figures,
-                "Other requests",
-                "http",
-                cost("echo", "browser", "pipelined", "one", "many"),
+            charted(figures, "The benchmark this began with", "requests", BEGINNING),
+            charted(figures, "With a framework", "frameworks", REAL),
+            *(
+                grid(figures, heading, "http", [(key, "cpu_us", "CPU us") for key in keys])
+                for heading, keys in GROUPS.items()
             ),
-            grid(
-                figures,
-                "Large bodies and files",
-                "http",
-                cost("body-256k", "streamed", "upload", "file-256k", "file-100m"),
-            ),
-            grid(
-                figures,
-                "TLS, proxies, logs, supervisor",
-                "http",
-                cost("tls", "handshakes", "forwarded", "distrusted", "logged", "supervised"),
-            ),
-            grid(
-                figures,
-                "WebSockets",
-                "websocket",
-                [*cost("small", "large", "broadcast"), ("idle", "kib", "KiB")],
-            ),
-            grid(figures, "Several workers", "workers", workers),
+            grid(figures, "WebSockets", "websocket", WEBSOCKET),
+            grid(figures, "Several workers", "workers", SEVERAL, WORKERS),
             grid(figures, "Memory of idle connections", "memory", all_of(figures, "memory")),
-            grid(
-                figures,
-                "Instructions",
-                "instructions",
-                [("plaintext", "instructions", "instructions")],
-            ),
+            grid(figures, "Instructions", "instructions", [INSTRUCTIONS], COUNTED),
             recorded(),
         ]
     )
+
+
+def charted(figures: Figures, heading: str, name: str, prose: str) -> str:
+    """A table of all that is known of a chart's scenarios, and the chart."""
+    columns = [(key, *column) for key in CHARTS[name] for column in OF_REQUESTS]
+    text = grid(figures, heading, "http", columns, prose)
+    if not chart(figures, name):
+        return text
+    titles = " and ".join(CHARTS[name].values())
+    return f"{text}\n![{titles}, by server and worker]({name}.svg)\n\nThe same as a [PNG]({name}.png).\n"
 
 
 def readme(figures: Figures) -> str:
@@ -362,11 +348,13 @@ def brief(figures: Figures) -> str:
         columns = (figures.summary(one), ratio)
         rows.append([label(name), *(number(found.median) if found else "" for found in columns)])
     machine = figures.runs["http"]["machine"]
-    picture = "![requests per second of GET and POST, by server and worker](docs/requests.svg)\n\n"
+    doubt = doubts("http", machine)
+    picture = "![get and post requests/second, by server and worker](docs/requests.svg)\n\n"
     return (
         (picture if chart(figures, "requests") else "")
-        + f"Measured at `{machine['commit']}` on {machine['cores']} cores of {machine['cpu']}. CPU"
-        " microseconds of a request, plaintext GET, 64 connections, one core:\n\n"
+        + (f"{doubt}\n\n" if doubt else "")
+        + f"Measured at `{machine['commit']}`, on {machine['cores']} cores of {machine['cpu']}. CPU\n"
+        "microseconds of a request, plaintext GET, 64 connections, one core:\n\n"
         + table(["", "us", "x floor, a bare epoll loop in C"], rows)
     )
 

@@ -57,7 +57,7 @@ class Scenario(harness.Scenario):
         return self.load == "idle"
 
     def expected(self, seconds: int) -> float:
-        return (3.0 if self.idle else seconds) + 2.0
+        return (2.0 if self.idle else seconds) + 1.5
 
 
 SCENARIOS = {

@@ -40,7 +40,7 @@ class Scenario(harness.Scenario):
     kind: str  # of measurement: one of MEASUREMENTS
 
     def expected(self, seconds: int) -> float:
-        return 2.5 + {"share": 0, "start": 0, "blocked": seconds + 2}.get(self.kind, seconds)
+        return 2.0 + {"share": 0, "start": 0, "blocked": seconds + 2}.get(self.kind, seconds)
 
 
 @dataclass(frozen=True)
