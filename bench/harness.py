@@ -100,7 +100,32 @@ def parse_arguments(
     rounds: int = 3,
     seconds: int = 2,
 ) -> argparse.Namespace:
+    """`rounds` and `seconds` are the defaults. What is chosen comes as `servers`, a list of names, and
+    `scenarios`, by name; `spare` says that nobody chose the servers."""
     parser = argparse.ArgumentParser(description=about.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=rounds, help=f"default: {rounds}")
+    parser.add_argument(
+        "--seconds", type=int, default=seconds, help=f"length of each run; default: {seconds}"
+    )
+    parser.add_argument("--json", type=Path, default=RESULTS / json_file)
+    add_choices(parser, known_servers, scenarios)
+    arguments = parser.parse_args()
+    if arguments.rounds < 1 or arguments.seconds < 1:
+        parser.error("at least one round of one second")
+    arguments.spare = arguments.servers is None
+    arguments.servers = chosen(parser, arguments.servers, known_servers, arguments.lenient)
+    keys = chosen(parser, arguments.scenarios, scenarios, arguments.lenient)
+    arguments.scenarios = {key: scenarios[key] for key in keys}
+    if arguments.plan:
+        visits = (expected(arguments, name) for name in arguments.servers)
+        print(arguments.rounds * sum(map(sum, visits)))
+        raise SystemExit(0)
+    return arguments
+
+
+def add_choices(
+    parser: argparse.ArgumentParser, known_servers: Collection[str], scenarios: Collection[str]
+) -> None:
     parser.add_argument(
         "--servers",
         nargs="+",
@@ -114,11 +139,6 @@ def parse_arguments(
         metavar="NAME",
         help=f"default: all of {', '.join(scenarios)}",
     )
-    parser.add_argument("--rounds", type=int, default=rounds, help=f"default: {rounds}")
-    parser.add_argument(
-        "--seconds", type=int, default=seconds, help=f"length of each run; default: {seconds}"
-    )
-    parser.add_argument("--json", type=Path, default=RESULTS / json_file)
     parser.add_argument(
         "--python", default=sys.executable, help="an interpreter whose environment has fastserve"
     )
@@ -126,18 +146,6 @@ def parse_arguments(
     parser.add_argument(
         "--lenient", action="store_true", help="names that are not known here are another script's"
     )
-    arguments = parser.parse_args()
-    if arguments.rounds < 1 or arguments.seconds < 1:
-        parser.error("at least one round of one second")
-    arguments.spare = arguments.servers is None
-    arguments.servers = chosen(parser, arguments.servers, known_servers, arguments.lenient)
-    keys = chosen(parser, arguments.scenarios, scenarios, arguments.lenient)
-    arguments.scenarios = {key: scenarios[key] for key in keys}
-    if arguments.plan:
-        visits = (expected(arguments, name) for name in arguments.servers)
-        print(arguments.rounds * sum(map(sum, visits)))
-        raise SystemExit(0)
-    return arguments
 
 
 def chosen(

@@ -70,6 +70,8 @@ def main() -> int:
     commands = {script: command(script, arguments) for script in arguments.scripts}
     plans = {script: planned(words) for script, words in commands.items() if words}
     plans = {script: seconds for script, seconds in plans.items() if seconds}
+    if not plans:
+        raise SystemExit("no script knows of anything that was chosen")
     total, before, started = sum(plans.values()), 0.0, time.monotonic()
     print(f"about {total / 60:.0f} minutes", file=sys.stderr)
     failed = []
