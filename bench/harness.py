@@ -78,7 +78,21 @@ class Sample:
         return f"{self.rate:.0f}/s, {self.cost:.1f} us, {self.busy:.0%} busy"
 
 
+@dataclass(frozen=True)
+class MemorySample(Sample):
+    """One run. What a scenario of memory counts, and times, is connections that were opened."""
+
+    grown_bytes: int = 0  # by how much the server's resident memory grew in the run
+
+    def figures(self) -> dict[str, float]:
+        return super().figures() | {"kib": kibibytes(self)}
+
+    def brief(self) -> str:
+        return f"{super().brief()}, {kibibytes(self):.2f} KiB each"
+
+
 SampleT = TypeVar("SampleT", bound=Sample)
+MemorySampleT = TypeVar("MemorySampleT", bound=MemorySample)
 
 
 def cost(sample: Sample) -> float:
@@ -87,6 +101,11 @@ def cost(sample: Sample) -> float:
 
 def rate(sample: Sample) -> float:
     return sample.rate
+
+
+def kibibytes(sample: MemorySample) -> float:
+    """Resident memory for each connection."""
+    return sample.grown_bytes / 1024 / sample.count
 
 
 # --- what is run ------------------------------------------------------------------------------
@@ -401,6 +420,22 @@ def print_table(
         )
 
 
+def print_memory(results: Results[MemorySampleT], names: list[str], key: str, title: str) -> None:
+    """Resident KiB for each connection of a scenario."""
+    print(f"\n{key}: {title}")
+    print(f"{'server':<18} {'KiB':>9} {'min..max':>15} {'x ours':>7} {'CPU us to open':>15}")
+    for name in results.asked(names, key):
+        if not results.of(name, key):
+            print(f"{name:<18} {'failed':>9}")
+            continue
+        figures = results.row(name, key, kibibytes)
+        spread = f"{figures['min']:.2f}..{figures['max']:.2f}"
+        print(
+            f"{name:<18} {figures['median']:>9.2f} {spread:>15}"
+            f" {times(figures['to_baseline']):>7} {results.median(name, key, cost):>15.0f}"
+        )
+
+
 def print_pairs(
     results: Results[SampleT], pairs: Collection[tuple[str, str]], names: list[str], keys: list[str]
 ) -> None:
@@ -427,6 +462,21 @@ def print_heading(bench: Bench) -> None:
         listed = ", ".join(f"{name} {version}" for name, version in found.items())
         python = f"{facts['implementation']} {facts['version']} ({facts['compiler']})"
         print(f"{whose} environment: {python}, {listed}")
+
+
+def timed_row(results: Results[SampleT], name: str, key: str) -> dict[str, float | None]:
+    """What JSON has of a server in a scenario."""
+    figures = {f"cpu_us_{what}": value for what, value in results.row(name, key).items()}
+    return figures | {
+        "per_second": results.median(name, key, rate),
+        "busy": results.median(name, key, lambda sample: sample.busy),
+    }
+
+
+def memory_row(results: Results[MemorySampleT], name: str, key: str) -> dict[str, float | None]:
+    """And in a scenario of memory."""
+    memory = results.row(name, key, kibibytes)
+    return timed_row(results, name, key) | {f"kib_{what}": kib for what, kib in memory.items()}
 
 
 Row = Callable[[Results[SampleT], str, str], dict[str, float | None]]

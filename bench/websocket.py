@@ -23,7 +23,7 @@ from pathlib import Path
 import harness
 import servers
 from client import HOST, connect
-from harness import START_SECONDS, Bench, Results, cost, settle, times
+from harness import START_SECONDS, Bench, Results, settle
 
 BENCH = Path(__file__).resolve().parent
 LOAD = "websocket_load.py"
@@ -77,23 +77,18 @@ SCENARIOS = {
 }
 
 
-@dataclass(frozen=True)
-class Sample(harness.Sample):
-    """One run. What an idle scenario counts, and times, is sockets that were opened."""
+class Sample(harness.MemorySample):
+    """One run. Memory counts in an idle scenario alone."""
 
-    grown_bytes: int = 0  # by how much the server's resident memory grew in the run
+    @property
+    def _plain(self) -> type[harness.Sample]:
+        return harness.MemorySample if SCENARIOS[self.scenario].idle else harness.Sample
 
     def figures(self) -> dict[str, float]:
-        memory = {"kib": kibibytes(self)} if SCENARIOS[self.scenario].idle else {}
-        return super().figures() | memory
+        return self._plain.figures(self)
 
     def brief(self) -> str:
-        memory = f", {kibibytes(self):.1f} KiB each" if SCENARIOS[self.scenario].idle else ""
-        return super().brief() + memory
-
-
-def kibibytes(sample: Sample) -> float:
-    return sample.grown_bytes / 1024 / sample.count
+        return self._plain.brief(self)
 
 
 # --- one run ----------------------------------------------------------------------------------
@@ -189,30 +184,8 @@ def visit(bench: Bench, name: str, number: int) -> Iterator[Sample]:
 
 
 def row(results: Results[Sample], name: str, key: str) -> dict[str, float | None]:
-    figures = {f"cpu_us_{what}": value for what, value in results.row(name, key).items()}
-    figures |= {
-        "per_second": results.median(name, key, harness.rate),
-        "busy": results.median(name, key, lambda sample: sample.busy),
-    }
-    if SCENARIOS[key].idle:
-        memory = results.row(name, key, kibibytes)
-        figures |= {f"kib_{what}": value for what, value in memory.items()}
-    return figures
-
-
-def print_memory(results: Results[Sample], names: list[str], key: str) -> None:
-    print(f"\n{key}: {SCENARIOS[key].title}")
-    print(f"{'server':<18} {'KiB':>9} {'min..max':>15} {'x ours':>7} {'CPU us to open':>15}")
-    for name in results.asked(names, key):
-        if not results.of(name, key):
-            print(f"{name:<18} {'failed':>9}")
-            continue
-        figures = results.row(name, key, kibibytes)
-        spread = f"{figures['min']:.1f}..{figures['max']:.1f}"
-        print(
-            f"{name:<18} {figures['median']:>9.1f} {spread:>15}"
-            f" {times(figures['to_baseline']):>7} {results.median(name, key, cost):>15.0f}"
-        )
+    of = harness.memory_row if SCENARIOS[key].idle else harness.timed_row
+    return of(results, name, key)
 
 
 def main() -> int:
@@ -230,7 +203,7 @@ def main() -> int:
     harness.print_heading(bench)
     for key in bench.keys:
         if SCENARIOS[key].idle:
-            print_memory(results, bench.names, key)
+            harness.print_memory(results, bench.names, key, SCENARIOS[key].title)
         else:
             harness.print_table(results, bench.names, key, SCENARIOS[key].title, "msg")
     timed = [key for key in bench.keys if not SCENARIOS[key].idle]
