@@ -1,6 +1,6 @@
 """Draws bars, as an SVG and a PNG: report.py says what, as JSON on stdin.
 
-    {"folder": "docs", "charts": {"requests": {"digest": "...", "panels": [
+    {"folder": "docs", "charts": {"requests": {"digest": "...", "note": "...", "panels": [
         {"title": "get requests/second", "bars": [
             {"name": "granian", "ours": false, "median": 9144, "least": 9000, "most": 9300}]}]}}}
 
@@ -43,17 +43,19 @@ def draw_panel(axes: Axes, title: str, bars: list[dict[str, Any]]) -> None:
         axes.text(bar["most"] + furthest * 0.015, number, f"{bar['median']:,.0f}", va="center")
     axes.set_title(title, loc="left", fontweight="bold")
     axes.set_xlim(0, furthest * 1.12)
+    axes.margins(y=0.02)
     axes.xaxis.set_visible(False)
     axes.spines[["top", "right", "bottom"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
 
 
-def draw(stem: Path, digest: str, panels: list[dict[str, Any]]) -> None:
+def draw(stem: Path, digest: str, note: str, panels: list[dict[str, Any]]) -> None:
     heights = [len(panel["bars"]) * BAR_INCHES + TITLE_INCHES for panel in panels]
     figure = Figure(figsize=(WIDTH_INCHES, sum(heights)), layout="constrained")
     grid = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)
     for axes, panel in zip(grid[:, 0], panels, strict=True):
         draw_panel(axes, panel["title"], panel["bars"])
+    figure.supxlabel(note, fontsize="small", color=SPREAD, x=0.01, ha="left")
     figure.savefig(
         stem.with_suffix(".svg"), metadata={"Date": None, "Creator": None, "Description": digest}
     )
@@ -66,7 +68,7 @@ def main() -> None:
     asked = json.load(sys.stdin)
     with matplotlib.rc_context(STYLE):
         for name, chart in asked["charts"].items():
-            draw(Path(asked["folder"]) / name, chart["digest"], chart["panels"])
+            draw(Path(asked["folder"]) / name, chart["digest"], chart["note"], chart["panels"])
 
 
 if __name__ == "__main__":

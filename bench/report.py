@@ -73,6 +73,7 @@ SEVERAL = [
     ("start-1", "mib", "MiB"),
     ("start-4", "mib", "MiB"),
 ]
+MEMORY = [("idle", "kib", "KiB"), ("idle", "cpu_us", "CPU us to open it")]
 INSTRUCTIONS = ("plaintext", "instructions", "instructions")
 
 HEAD = """\
@@ -277,17 +278,6 @@ def missing(heading: str, script: str) -> str:
     return f"\n## {heading}\n\nNot measured: `{script}.py` was not run for it.\n"
 
 
-def all_of(figures: Figures, script: str) -> list[Column]:
-    """Whatever a script has measured."""
-    return [
-        (key, figure, figure)
-        for key, by_server in figures.runs.get(script, {}).get("rounds", {}).items()
-        for figure in dict.fromkeys(
-            name for rounds in by_server.values() for found in rounds if found for name in found
-        )
-    ]
-
-
 def recorded() -> str:
     """The counts that `make instructions` compares with."""
     counts = json.loads((BENCH / "instructions.json").read_text())
@@ -316,7 +306,7 @@ def page(figures: Figures) -> str:
             ),
             grid(figures, "WebSockets", "websocket", WEBSOCKET),
             grid(figures, "Several workers", "workers", SEVERAL, WORKERS),
-            grid(figures, "Memory of idle connections", "memory", all_of(figures, "memory")),
+            grid(figures, "Memory of idle connections", "memory", MEMORY),
             grid(figures, "Instructions", "instructions", [INSTRUCTIONS], COUNTED),
             recorded(),
         ]
@@ -373,8 +363,11 @@ def chart(figures: Figures, name: str) -> dict[str, Any]:
             panels.append({"title": title, "bars": known})
     if not panels:
         return {}
-    digest = hashlib.sha256(json.dumps(panels).encode()).hexdigest()
-    return {"digest": digest, "panels": panels}
+    machine = figures.runs["http"]["machine"]
+    note = f"median, least and most of {machine['rounds']} x {machine['seconds']} s"
+    content = {"note": f"{note}, at {machine['commit']}", "panels": panels}
+    digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    return {"digest": digest, **content}
 
 
 def bar(figures: Figures, scenario: str, server: str) -> dict[str, Any] | None:
