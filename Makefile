@@ -28,7 +28,7 @@ PIP_INSTALL = python -m pip install --quiet --disable-pip-version-check
 # One home for the versions: the list is read from pyproject.toml.
 BUILD_REQUIRES = python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")'
 
-.PHONY: help run test test-long soak lint stubtest test-asan coverage fuzz conformance bench bench-websocket instructions annotate options docs sdist wheel identifiers clean
+.PHONY: help run test test-long soak lint stubtest test-asan coverage fuzz conformance bench report instructions annotate options docs sdist wheel identifiers clean
 
 help:
 	@echo 'make run        serve examples/hello.py, or another one: make run APP=chat:app'
@@ -41,8 +41,8 @@ help:
 	@echo 'make coverage   which lines of Python and Cython the tests run, and whether they are enough'
 	@echo 'make fuzz       run the fuzz targets (OPTIONS: see tests/fuzz/run.py)'
 	@echo 'make conformance  judge fastserve and its peers, and write docs/conformance.md (5 minutes)'
-	@echo 'make bench      measure against the peers (about an hour; OPTIONS: see bench/README.md)'
-	@echo 'make bench-websocket  the same for WebSockets (half an hour)'
+	@echo 'make bench      measure everything against the peers (35 minutes; OPTIONS: see bench/README.md)'
+	@echo 'make report     write docs/performance.md and its charts from bench/published'
 	@echo 'make instructions  count instructions per request, and compare with those recorded'
 	@echo 'make annotate   write what Cython makes of each line, into build/_*.html'
 	@echo 'make options    write docs/options.md, the table of the options'
@@ -116,10 +116,10 @@ conformance: $(VENV)/.test $(PEERS)/.installed
 	    --peers $(abspath $(PEERS))/bin/python --table ../docs/conformance.md $(OPTIONS)
 
 bench: $(VENV)/.test
-	$(VENV)/bin/python bench/http.py $(OPTIONS)
+	$(VENV)/bin/python bench/suite.py $(OPTIONS)
 
-bench-websocket: $(VENV)/.test
-	$(VENV)/bin/python bench/websocket.py $(OPTIONS)
+report: $(VENV)/.created
+	$(VENV)/bin/python bench/report.py $(OPTIONS)
 
 instructions: $(VENV)/.test
 	$(VENV)/bin/python bench/instructions.py --check $(OPTIONS)

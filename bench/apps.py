@@ -13,6 +13,9 @@ HELLO_HEADERS = [(b"content-type", b"text/plain"), (b"content-length", b"13")]
 # Of a file, for a server that cannot send one itself.
 PIECE = 256 * 1024
 
+BODY = bytes(range(256)) * 1024
+CHUNK, CHUNKS = bytes(range(256)) * 64, 64
+
 # The send() of each connection that listens to what is broadcast.
 LISTENERS = set()
 
@@ -52,6 +55,40 @@ async def echo(scope, receive, send):
     ]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": body})
+
+
+async def body(scope, receive, send):
+    """256 KiB in one piece."""
+    assert scope["type"] == "http"
+    length = (b"content-length", b"%d" % len(BODY))
+    await send({"type": "http.response.start", "status": 200, "headers": [length]})
+    await send({"type": "http.response.body", "body": BODY})
+
+
+async def streamed(scope, receive, send):
+    """1 MiB in pieces of 16 KiB, of a length that is not told before."""
+    assert scope["type"] == "http"
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    for _ in range(CHUNKS):
+        await send({"type": "http.response.body", "body": CHUNK, "more_body": True})
+    await send({"type": "http.response.body"})
+
+
+async def upload(scope, receive, send):
+    """Read the whole body, and keep none of it; answer with its length."""
+    assert scope["type"] == "http"
+    size = 0
+    more = True
+    while more:
+        event = await receive()
+        if event["type"] == "http.disconnect":
+            return
+        size += len(event.get("body", b""))
+        more = event.get("more_body", False)
+    answer = b"%d" % size
+    length = (b"content-length", b"%d" % len(answer))
+    await send({"type": "http.response.start", "status": 200, "headers": [length]})
+    await send({"type": "http.response.body", "body": answer})
 
 
 async def file(scope, receive, send):

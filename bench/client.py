@@ -59,14 +59,30 @@ class Client:
         headers = dict(_split_header(line) for line in lines)
         try:
             status = int(status_line.split(b" ", 2)[1])
-            length = int(headers[b"content-length"])
+            if headers.get(b"transfer-encoding") == b"chunked":
+                return Answer(status, self._read_chunks())
+            return Answer(status, self._read(int(headers[b"content-length"])))
         except (IndexError, KeyError, ValueError):
-            raise AnswerError(f"cannot read this head: {head!r}") from None
-        while len(self._received) < length:
+            raise AnswerError(f"cannot read this: {head!r}") from None
+
+    def _read_chunks(self) -> bytes:
+        """A body in chunks, without extensions and trailers."""
+        body = bytearray()
+        while True:
+            while b"\r\n" not in self._received:
+                self._receive()
+            line = self._read(self._received.index(b"\r\n") + 2)
+            size = int(line, 16)
+            body += self._read(size + 2)[:size]
+            if not size:
+                return bytes(body)
+
+    def _read(self, size: int) -> bytes:
+        while len(self._received) < size:
             self._receive()
-        body = bytes(self._received[:length])
-        del self._received[:length]
-        return Answer(status, body)
+        data = bytes(self._received[:size])
+        del self._received[:size]
+        return data
 
     def _receive(self) -> None:
         data = self._connection.recv(65536)

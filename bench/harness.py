@@ -6,11 +6,12 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import os
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, NoReturn, TypeVar
@@ -19,9 +20,28 @@ import environment
 import servers
 
 BENCH = Path(__file__).resolve().parent
+RESULTS = BENCH / "results"
 BASELINE = "fastserve-uvloop"
 START_SECONDS = 20.0
 SETTLE_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """What a server is asked for. The scripts have their own, with more in them."""
+
+    title: str
+    # Servers that cannot take part, and those of which nothing is learned here: they are asked
+    # only where servers are named.
+    without: tuple[str, ...] = dataclasses.field(default=(), kw_only=True)
+    spared: tuple[str, ...] = dataclasses.field(default=(), kw_only=True)
+
+    def suits(self, server: str) -> bool:
+        return server not in self.without
+
+    def expected(self, seconds: int) -> float:
+        """About how many seconds a run takes, with the server's start and end."""
+        return seconds + 1.0
 
 
 @dataclass(frozen=True)
@@ -50,6 +70,10 @@ class Sample:
         """How much of its core the server used."""
         return self.cpu_seconds / self.seconds
 
+    def figures(self) -> dict[str, float]:
+        """What is published of it."""
+        return {"cpu_us": self.cost, "per_second": self.rate}
+
     def brief(self) -> str:
         return f"{self.rate:.0f}/s, {self.cost:.1f} us, {self.busy:.0%} busy"
 
@@ -60,11 +84,15 @@ class MemorySample(Sample):
 
     grown_bytes: int = 0  # by how much the server's resident memory grew in the run
 
+    def figures(self) -> dict[str, float]:
+        return super().figures() | {"kib": kibibytes(self)}
+
     def brief(self) -> str:
         return f"{super().brief()}, {kibibytes(self):.2f} KiB each"
 
 
 SampleT = TypeVar("SampleT", bound=Sample)
+MemorySampleT = TypeVar("MemorySampleT", bound=MemorySample)
 
 
 def cost(sample: Sample) -> float:
@@ -86,37 +114,80 @@ def kibibytes(sample: MemorySample) -> float:
 def parse_arguments(
     about: str,
     known_servers: Collection[str],
-    known_scenarios: Collection[str],
+    scenarios: Mapping[str, Scenario],
     json_file: str,
+    rounds: int = 3,
+    seconds: int = 2,
 ) -> argparse.Namespace:
+    """`rounds` and `seconds` are the defaults. What is chosen comes as `servers`, a list of names, and
+    `scenarios`, by name; `spare` says that nobody chose the servers."""
     parser = argparse.ArgumentParser(description=about.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=rounds, help=f"default: {rounds}")
+    parser.add_argument(
+        "--seconds", type=int, default=seconds, help=f"length of each run; default: {seconds}"
+    )
+    parser.add_argument("--json", type=Path, default=RESULTS / json_file)
+    add_choices(parser, known_servers, scenarios)
+    arguments = parser.parse_args()
+    if arguments.rounds < 1 or arguments.seconds < 1:
+        parser.error("at least one round of one second")
+    arguments.spare = arguments.servers is None
+    arguments.servers = chosen(parser, arguments.servers, known_servers, arguments.lenient)
+    keys = chosen(parser, arguments.scenarios, scenarios, arguments.lenient)
+    arguments.scenarios = {key: scenarios[key] for key in keys}
+    if arguments.plan:
+        visits = (expected(arguments, name) for name in arguments.servers)
+        print(arguments.rounds * sum(map(sum, visits)))
+        raise SystemExit(0)
+    return arguments
+
+
+def add_choices(
+    parser: argparse.ArgumentParser, known_servers: Collection[str], scenarios: Collection[str]
+) -> None:
     parser.add_argument(
         "--servers",
         nargs="+",
-        choices=known_servers,
         metavar="NAME",
-        help=f"default: all of {', '.join(known_servers)}",
+        help=f"of {', '.join(known_servers)}; default: all, in scenarios where they tell something",
     )
     parser.add_argument(
         "--scenarios",
         "--only",
         nargs="+",
-        choices=known_scenarios,
         metavar="NAME",
-        help=f"default: all of {', '.join(known_scenarios)}",
+        help=f"default: all of {', '.join(scenarios)}",
     )
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=int, default=4, help="length of each run")
-    parser.add_argument("--json", type=Path, default=BENCH / "results" / json_file)
     parser.add_argument(
         "--python", default=sys.executable, help="an interpreter whose environment has fastserve"
     )
-    arguments = parser.parse_args()
-    if arguments.rounds < 1 or arguments.seconds < 1:
-        parser.error("at least one round of one second")
-    arguments.servers = arguments.servers or list(known_servers)
-    arguments.scenarios = arguments.scenarios or list(known_scenarios)
-    return arguments
+    parser.add_argument("--plan", action="store_true", help="only say how many seconds it takes")
+    parser.add_argument(
+        "--lenient", action="store_true", help="names that are not known here are another script's"
+    )
+
+
+def chosen(
+    parser: argparse.ArgumentParser, names: list[str] | None, known: Collection[str], lenient: bool
+) -> list[str]:
+    """All, if none were given."""
+    unknown = [name for name in names or () if name not in known]
+    if unknown and not lenient:
+        parser.error(f"not known: {', '.join(unknown)}; there are {', '.join(known)}")
+    return [name for name in known if names is None or name in names]
+
+
+def expected(arguments: argparse.Namespace, name: str) -> list[float]:
+    """The seconds of each run that a server has in a round."""
+    return [
+        scenario.expected(arguments.seconds)
+        for scenario in arguments.scenarios.values()
+        if asks(scenario, name, arguments.spare)
+    ]
+
+
+def asks(scenario: Scenario, name: str, spare: bool) -> bool:
+    return scenario.suits(name) and not (spare and name in scenario.spared)
 
 
 @dataclass(frozen=True)
@@ -124,7 +195,8 @@ class Bench:
     """What stays the same through all rounds, and what is said of it."""
 
     names: list[str]
-    keys: list[str]
+    scenarios: dict[str, Scenario]
+    spare: bool  # those of which nothing is learned
     rounds: int
     seconds: int
     installation: servers.Installation
@@ -132,6 +204,14 @@ class Bench:
     load_core: int
     description: dict[str, object]
     packages: dict[str, dict[str, object]]
+
+    @property
+    def keys(self) -> list[str]:
+        return list(self.scenarios)
+
+    def asked(self, name: str) -> list[str]:
+        """The scenarios that a server has part in."""
+        return [key for key in self.keys if asks(self.scenarios[key], name, self.spare)]
 
 
 @contextlib.contextmanager
@@ -143,7 +223,13 @@ def prepared(arguments: argparse.Namespace, load_is_peer: bool = False) -> Itera
     peers = ""
     if load_is_peer or any(map(servers.is_peer, names)):
         peers = environment.peers_python(python)
-        packages["peers'"] = environment.python_facts(peers, environment.pinned())
+        packages["peers'"] = environment.python_facts(peers, list(environment.pinned()))
+    frameworks = ""
+    if set(servers.FRAMEWORKS) & set(arguments.scenarios):
+        frameworks = environment.frameworks(python, filter(None, [python, peers]))
+        packages["applications'"] = environment.python_facts(
+            python, list(environment.pinned(environment.FRAMEWORKS)), frameworks
+        )
     server_core, load_core = servers.pick_cores()
     description = environment.machine()
     description["cores used"] = f"{server_core} server, {load_core} load"
@@ -151,9 +237,10 @@ def prepared(arguments: argparse.Namespace, load_is_peer: bool = False) -> Itera
         yield Bench(
             names,
             arguments.scenarios,
+            arguments.spare,
             arguments.rounds,
             arguments.seconds,
-            servers.prepare(Path(folder), python, peers, "floor" in names),
+            servers.prepare(Path(folder), python, peers, "floor" in names, frameworks),
             server_core,
             load_core,
             description,
@@ -171,6 +258,9 @@ def present(names: list[str], has_fastserve: bool) -> list[str]:
 def run(bench: Bench, visit: Callable[[str, int], Iterator[SampleT]]) -> list[SampleT]:
     """Let `visit` measure each server, by name, once in each round."""
     started = time.monotonic()
+    seconds = {key: scenario.expected(bench.seconds) for key, scenario in bench.scenarios.items()}
+    visits = [seconds[key] for name in bench.names for key in bench.asked(name)]
+    progress = Progress(bench.rounds * sum(visits))
     samples = []
     for number in range(bench.rounds):
         # Nobody is always the first, or always after the same other.
@@ -178,10 +268,50 @@ def run(bench: Bench, visit: Callable[[str, int], Iterator[SampleT]]) -> list[Sa
         for name in bench.names[turn:] + bench.names[:turn]:
             for sample in visit(name, number):
                 samples.append(sample)
-                show_progress(sample, bench.rounds)
+                show(progress, sample, seconds[sample.scenario], bench.rounds)
+    progress.end()
     elapsed = time.monotonic() - started
-    bench.description["runs"] = f"{bench.rounds} x {bench.seconds} s, {elapsed:.0f} s in all"
+    bench.description["rounds"] = bench.rounds
+    bench.description["seconds"] = bench.seconds
+    bench.description["took"] = round(elapsed)
     return samples
+
+
+class Progress:
+    """How far we are, and what is left, on stderr: a bar where that is a terminal, else lines.
+
+    A script that is one of several says so in the environment: the seconds expected of those before
+    it and of all, and when the first began.
+    """
+
+    VARIABLE = "BENCH_PROGRESS"
+    WIDTH = 30
+
+    def __init__(self, total: float) -> None:
+        given = os.environ.get(self.VARIABLE, f"0 {total} {time.monotonic()}")
+        self._done, self._total, self._started = map(float, given.split())
+        self._bar = sys.stderr.isatty()
+
+    def step(self, expected: float, text: str, worth_a_line: bool = False) -> None:
+        """What was expected to take so long is done. `text` stays, where there is a bar, only if it
+        is worth a line."""
+        self._done += expected
+        part = min(self._done / self._total, 1.0) if self._total else 1.0
+        left = (time.monotonic() - self._started) * (1 - part) / part if part else 0.0
+        state = f"{part:4.0%}, {left / 60:.0f} min left"
+        if not self._bar:
+            print(f"[{state}] {text}", file=sys.stderr)
+            return
+        if worth_a_line:
+            print(f"\r\x1b[K{text}", file=sys.stderr)
+        filled = round(part * self.WIDTH)
+        line = f"{'█' * filled}{'░' * (self.WIDTH - filled)} {state}  {text}"
+        width = os.get_terminal_size(sys.stderr.fileno()).columns
+        print(f"\r\x1b[K{line[: width - 1]}", end="", file=sys.stderr, flush=True)
+
+    def end(self) -> None:
+        if self._bar:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
 def settle(server: servers.Server, quiet: float = 0.1, patience: float = SETTLE_SECONDS) -> None:
@@ -199,12 +329,10 @@ def failure(error: Exception, server: servers.Server) -> str:
     return f"{str(error) or type(error).__name__}; its log: {server.log_tail()}"
 
 
-def show_progress(sample: Sample, rounds: int) -> None:
-    what = f"round {sample.round + 1}/{rounds} {sample.server} {sample.scenario}:"
-    if sample.error:
-        print(what, "FAILED,", brief(sample.error), file=sys.stderr)
-    else:
-        print(what, sample.brief(), file=sys.stderr)
+def show(progress: Progress, sample: Sample, expected: float, rounds: int) -> None:
+    what = f"round {sample.round + 1}/{rounds} {sample.server} {sample.scenario}: "
+    said = f"FAILED, {brief(sample.error)}" if sample.error else sample.brief()
+    progress.step(expected, what + said, bool(sample.error))
 
 
 def brief(error: str) -> str:
@@ -228,6 +356,11 @@ class Results(Generic[SampleT]):
 
     def of(self, server: str, scenario: str) -> list[SampleT]:
         return self._good.get((server, scenario), [])
+
+    def asked(self, names: list[str], scenario: str) -> list[str]:
+        """Those that took part, also where they failed."""
+        found = {sample.server for sample in self.samples if sample.scenario == scenario}
+        return [name for name in names if name in found]
 
     def median(self, server: str, scenario: str, figure: Callable[[SampleT], float]) -> float:
         return statistics.median(figure(sample) for sample in self.of(server, scenario))
@@ -274,7 +407,7 @@ def print_table(
         f"{'server':<18} {unit + '/s':>9} {'CPU us/' + unit:>10} {'min..max':>15} {'busy':>5}"
         f" {'x ours':>7} {'x floor':>8}"
     )
-    for name in names:
+    for name in results.asked(names, key):
         if not results.of(name, key):
             print(f"{name:<18} {'failed':>9}")
             continue
@@ -287,13 +420,11 @@ def print_table(
         )
 
 
-def print_memory(
-    results: Results[MemorySample], names: Collection[str], key: str, title: str
-) -> None:
+def print_memory(results: Results[MemorySampleT], names: list[str], key: str, title: str) -> None:
     """Resident KiB for each connection of a scenario."""
     print(f"\n{key}: {title}")
     print(f"{'server':<18} {'KiB':>9} {'min..max':>15} {'x ours':>7} {'CPU us to open':>15}")
-    for name in names:
+    for name in results.asked(names, key):
         if not results.of(name, key):
             print(f"{name:<18} {'failed':>9}")
             continue
@@ -303,12 +434,6 @@ def print_memory(
             f"{name:<18} {figures['median']:>9.2f} {spread:>15}"
             f" {times(figures['to_baseline']):>7} {results.median(name, key, cost):>15.0f}"
         )
-
-
-def judged(figure: float, limit: float, unit: str) -> str:
-    """A figure beside the most that it may be."""
-    verdict = "met" if figure <= limit else "MISSED"
-    return f"{figure:.2f}{unit}, at most {limit:g}{unit}: {verdict}"
 
 
 def print_pairs(
@@ -348,7 +473,7 @@ def timed_row(results: Results[SampleT], name: str, key: str) -> dict[str, float
     }
 
 
-def memory_row(results: Results[MemorySample], name: str, key: str) -> dict[str, float | None]:
+def memory_row(results: Results[MemorySampleT], name: str, key: str) -> dict[str, float | None]:
     """And in a scenario of memory."""
     memory = results.row(name, key, kibibytes)
     return timed_row(results, name, key) | {f"kib_{what}": kib for what, kib in memory.items()}
@@ -369,17 +494,33 @@ def finish(path: Path, bench: Bench, results: Results[SampleT], row: Row[SampleT
 
 
 def _write_json(path: Path, bench: Bench, results: Results[SampleT], row: Row[SampleT]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     content = {
         "machine": bench.description,
         "packages": bench.packages,
+        "scenarios": {key: scenario.title for key, scenario in bench.scenarios.items()},
+        "rounds": by_round(bench, results.samples),
         "summary": {
             key: {name: row(results, name, key) for name in bench.names if results.of(name, key)}
             for key in bench.keys
         },
         "samples": [dataclasses.asdict(sample) for sample in results.samples],
     }
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=1) + "\n")
+
+
+Rounds = dict[str, dict[str, list[dict[str, float] | None]]]
+
+
+def by_round(bench: Bench, samples: list[SampleT]) -> Rounds:
+    """What is published: the figures of each round by scenario and server; None if it failed."""
+    rounds: Rounds = {key: {} for key in bench.keys}
+    for sample in samples:
+        of_server = rounds[sample.scenario].setdefault(sample.server, [None] * bench.rounds)
+        if not sample.error:
+            figures = sample.figures().items()
+            of_server[sample.round] = {name: float(f"{value:.5g}") for name, value in figures}
+    return rounds
 
 
 def leave(main: Callable[[], int]) -> NoReturn:

@@ -73,9 +73,15 @@ FORWARDED_HEADERS = (
 )
 
 
+# Another parser or loop of a server that is there already.
+VARIANTS = ("uvicorn-zttp", "gunicorn", "hypercorn-asyncio")
+# Dearer than the next by so much that few scenarios say it.
+SLOW = ("hypercorn-uvloop", "hypercorn-trio")
+FEW = (*VARIANTS, *SLOW, "gunicorn-h1c", "fastserve-asyncio")
+
+
 @dataclass(frozen=True)
-class Scenario:
-    title: str
+class Scenario(harness.Scenario):
     app: str = "plaintext"
     connections: int = 64
     method: str = "GET"
@@ -84,18 +90,26 @@ class Scenario:
     body: bytes = b""
     pipelined: int = 1
     mode: str = ""  # of the server, one of servers.MODES
-    size: int = 0  # of the file that is asked for
+    small_answer: bytes = HELLO
+    size: int = 0  # of an answer that is not small
     warm_up: int = 320  # requests
+    longer: int = 1  # times as long as other runs
 
     @property
     def answer(self) -> bytes:
-        if self.app == "file":
-            return bytes(range(256)) * (self.size // 256)
-        return HELLO if self.app == "plaintext" else self.body
+        return bytes(range(256)) * (self.size // 256) if self.size else self.small_answer
 
     @property
     def floor_size(self) -> int:
-        return -1 if self.app == "plaintext" else len(self.body)
+        return -1 if self.small_answer == HELLO else len(self.small_answer)
+
+    def suits(self, server: str) -> bool:
+        """The floor has no files, and waits for nobody who is slow to read."""
+        large = self.size and server == "floor"
+        return super().suits(server) and servers.knows(server, self.mode) and not large
+
+    def expected(self, seconds: int) -> float:
+        return super().expected(seconds * self.longer)
 
     def request(self, port: int) -> bytes:
         lines = [f"{self.method} {self.path} HTTP/1.1", f"Host: {HOST}:{port}"]
@@ -109,28 +123,72 @@ class Scenario:
 SCENARIOS = {
     "plaintext": Scenario("plaintext GET, 64 connections", path="/plaintext"),
     "echo": Scenario(
-        "echo POST of 1 KiB, 64 connections", app="echo", method="POST", body=b"x" * 1024
+        "echo POST of 1 KiB, 64 connections",
+        app="echo",
+        method="POST",
+        body=b"x" * KIB,
+        small_answer=b"x" * KIB,
+        spared=VARIANTS + SLOW,
     ),
     "browser": Scenario(
         "GET as a browser sends it, 14 headers, 64 connections",
         path="/articles/2024/an-address?page=2",
         headers=BROWSER_HEADERS,
+        spared=(*VARIANTS, "hypercorn-uvloop"),
     ),
-    "pipelined": Scenario("16 pipelined GETs, 64 connections", pipelined=16),
-    "one": Scenario("plaintext GET, one connection", connections=1),
-    "many": Scenario("plaintext GET, 512 connections", connections=512),
+    "pipelined": Scenario(
+        "16 pipelined GETs, 64 connections", pipelined=16, spared=VARIANTS + SLOW
+    ),
+    "one": Scenario(
+        "plaintext GET, one connection", connections=1, spared=(*VARIANTS, *SLOW, "gunicorn-h1c")
+    ),
+    "many": Scenario("plaintext GET, 512 connections", connections=512, spared=FEW),
     "forwarded": Scenario(
-        "plaintext GET as a trusted proxy passes it on, 64 connections", headers=FORWARDED_HEADERS
+        "plaintext GET as a trusted proxy passes it on, 64 connections",
+        headers=FORWARDED_HEADERS,
+        spared=FEW,
     ),
     "distrusted": Scenario(
-        "the same, but nobody is trusted", headers=FORWARDED_HEADERS, mode="distrustful"
+        "the same, but nobody is trusted", headers=FORWARDED_HEADERS, mode="distrustful", spared=FEW
     ),
-    "tls": Scenario("plaintext GET over TLS, 64 connections, keep-alive", mode="tls"),
+    "tls": Scenario(
+        "plaintext GET over TLS, 64 connections, keep-alive",
+        mode="tls",
+        spared=(*VARIANTS, "hypercorn-uvloop", "fastserve-asyncio"),
+    ),
     "handshakes": Scenario(
         "a TLS connection for each GET, 64 at a time",
         headers=(("Connection", "close"),),
         mode="tls",
         warm_up=1,
+        spared=FEW,
+    ),
+    "body-256k": Scenario(
+        "an answer of 256 KiB in one piece, 16 connections",
+        app="body",
+        connections=16,
+        size=256 * KIB,
+        warm_up=32,
+        spared=VARIANTS + SLOW,
+    ),
+    "streamed": Scenario(
+        "an answer of 1 MiB in chunks of 16 KiB, 16 connections",
+        app="streamed",
+        connections=16,
+        size=MIB,
+        warm_up=16,
+        spared=VARIANTS + SLOW,
+    ),
+    "upload": Scenario(
+        "POST of 1 MiB, 16 connections",
+        app="upload",
+        connections=16,
+        method="POST",
+        body=b"x" * MIB,
+        small_answer=b"%d" % MIB,
+        warm_up=16,
+        without=("gunicorn-h1c",),  # which closes the connection after it
+        spared=("uvicorn-zttp", "hypercorn-asyncio", *SLOW),
     ),
     "file-256k": Scenario(
         "a file of 256 KiB, 16 connections",
@@ -138,6 +196,7 @@ SCENARIOS = {
         connections=16,
         path="/file-256k",
         size=256 * KIB,
+        spared=(*VARIANTS, "hypercorn-uvloop", "fastserve-asyncio"),
     ),
     "file-100m": Scenario(
         "a file of 100 MiB, one connection",
@@ -146,18 +205,45 @@ SCENARIOS = {
         path="/file-100m",
         size=100 * MIB,
         warm_up=2,
+        longer=2,
+        spared=FEW,
     ),
-    "logged": Scenario("plaintext GET with an access log, 64 connections", mode="logged"),
+    "logged": Scenario(
+        "plaintext GET with an access log, 64 connections", mode="logged", spared=FEW
+    ),
     "supervised": Scenario(
-        "plaintext GET, under a supervisor with metrics, 64 connections", mode="supervised"
+        "plaintext GET, under a supervisor with metrics, 64 connections",
+        mode="supervised",
+        spared=FEW,
     ),
-    "seed-get": Scenario("echo benchmark: GET, 20 connections", app="echo", connections=20),
+    "starlette": Scenario(
+        "Starlette: a JSON route, 64 connections",
+        app="starlette",
+        path="/greetings/Ada",
+        small_answer=b'{"message":"Hello, world!","name":"Ada"}',
+        spared=VARIANTS,
+    ),
+    "fastapi": Scenario(
+        "FastAPI: a route with validation, 64 connections",
+        app="fastapi",
+        method="POST",
+        path="/orders/17?amount=3",
+        headers=(("Content-Type", "application/json"),),
+        body=b'{"name":"a lamp","price":12.5,"tags":["light","desk"]}',
+        small_answer=b'{"number":17,"item":{"name":"a lamp","price":12.5,"tags":["light","desk"]},'
+        b'"total":37.5}',
+        spared=VARIANTS,
+    ),
+    "seed-get": Scenario(
+        "echo benchmark: GET, 20 connections", app="echo", connections=20, small_answer=b""
+    ),
     "seed-post": Scenario(
         "echo benchmark: POST, 20 connections",
         app="echo",
         connections=20,
         method="POST",
         body=b"hello=world",
+        small_answer=b"hello=world",
     ),
 }
 
@@ -168,6 +254,13 @@ class Sample(harness.Sample):
 
     p50_us: float = 0.0
     p99_us: float = 0.0
+
+    def figures(self) -> dict[str, float]:
+        return super().figures() | {
+            "busy": self.busy,
+            "p50_us": self.p50_us,
+            "p99_us": self.p99_us,
+        }
 
 
 # --- one run ----------------------------------------------------------------------------------
@@ -201,7 +294,7 @@ def measure(bench: Bench, server: servers.Server, name: str, key: str, number: i
             server.port,
             bench.installation.work,
             connections=scenario.connections,
-            seconds=bench.seconds,
+            seconds=bench.seconds * scenario.longer,
             core=bench.load_core,
             scheme="https" if scenario.mode == "tls" else "http",
         )
@@ -216,12 +309,8 @@ def measure(bench: Bench, server: servers.Server, name: str, key: str, number: i
 
 def visit(bench: Bench, name: str, number: int) -> Iterator[Sample]:
     """Start the server, once for all scenarios that can share it, and measure them."""
-    for group in shareable(bench.keys):
+    for group in shareable(name, bench.asked(name)):
         first = SCENARIOS[group[0]]
-        if not servers.knows(name, first.mode):
-            continue
-        if first.app == "file" and name == "floor":
-            continue
         for key in group:
             write_file(bench.installation.work, SCENARIOS[key])
         bench.installation.access_log.unlink(missing_ok=True)
@@ -229,7 +318,13 @@ def visit(bench: Bench, name: str, number: int) -> Iterator[Sample]:
         command = bench.installation.command(
             name, first.app, port, str(first.floor_size), first.mode
         )
-        with servers.running(command, port, bench.installation.work, bench.server_core) as server:
+        with servers.running(
+            command,
+            port,
+            bench.installation.work,
+            bench.server_core,
+            bench.installation.environment(first.app),
+        ) as server:
             for key in group:
                 yield measure(bench, server, name, key, number)
 
@@ -240,11 +335,11 @@ def write_file(work: Path, scenario: Scenario) -> None:
         path.write_bytes(scenario.answer)
 
 
-def shareable(keys: list[str]) -> list[list[str]]:
+def shareable(name: str, keys: list[str]) -> list[list[str]]:
     groups: dict[tuple[str, int, str], list[str]] = {}
     for key in keys:
         scenario = SCENARIOS[key]
-        kind = (scenario.app, scenario.floor_size, scenario.mode)
+        kind = (scenario.app, scenario.floor_size if name == "floor" else 0, scenario.mode)
         groups.setdefault(kind, []).append(key)
     return list(groups.values())
 

@@ -35,6 +35,8 @@ STOP_SECONDS = 120.0
 # Between two requests, long enough for the server to go back to waiting: whether it found the
 # next one already there would otherwise be chance, and make trio's figure spread by 15 %.
 PAUSE_SECONDS = 0.005
+# About: what a run takes beside its requests, and what one of them takes.
+RUN_SECONDS, REQUEST_SECONDS = 8.0, 0.008
 
 REQUEST = (
     "GET /some/path?x=1 HTTP/1.1\r\n"
@@ -44,6 +46,7 @@ REQUEST = (
     "\r\n"
 ).encode()
 ANSWER = (200, b"Hello, world!")
+SCENARIO = "plaintext"
 
 
 class CountError(Exception):
@@ -56,6 +59,7 @@ class Counter:
 
     installation: servers.Installation
     keep: Path | None
+    progress: harness.Progress
 
     def per_request(self, name: str, requests: int, runs: int) -> float:
         shortest = [self.count(name, requests) for _ in range(runs)]
@@ -75,14 +79,20 @@ class Counter:
                 command,
                 port,
                 self.installation.work,
-                environment={"PYTHONHASHSEED": "0"},
+                variables={"PYTHONHASHSEED": "0"},
                 stop_patience=STOP_SECONDS,
             ) as server:
                 try:
                     ask(server, requests)
                 except (AnswerError, OSError, servers.ServerError) as error:
                     raise CountError(f"{name}: {error}; its log: {server.log_tail()}") from error
+            self.progress.step(expected(requests), f"{name}: {requests} requests")
             return collect(name, profiles, keep)
+
+
+def expected(requests: int) -> float:
+    """About how many seconds a run takes."""
+    return RUN_SECONDS + REQUEST_SECONDS * requests
 
 
 def ask(server: servers.Server, requests: int) -> None:
@@ -212,6 +222,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--python", default=sys.executable, help="an interpreter whose environment has fastserve"
     )
+    parser.add_argument("--json", type=Path, default=harness.RESULTS / "instructions.json")
+    parser.add_argument("--plan", action="store_true", help="only say how many seconds it takes")
     action = parser.add_mutually_exclusive_group()
     action.add_argument(
         "--check",
@@ -225,12 +237,32 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
+def plan(arguments: argparse.Namespace) -> float:
+    shortest, longest = expected(arguments.requests), expected(3 * arguments.requests)
+    seconds: float = len(arguments.servers) * arguments.runs * (shortest + longest)
+    return seconds
+
+
+def write(path: Path, packages: dict[str, dict[str, object]], counts: dict[str, int]) -> None:
+    """As the scripts that measure time do: see figures.py."""
+    content = {
+        "machine": environment.machine(),
+        "packages": packages,
+        "scenarios": {SCENARIO: "instructions per request, plaintext GET, one connection"},
+        "rounds": {SCENARIO: {name: [{"instructions": n}] for name, n in counts.items()}},
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1) + "\n")
+
+
 def measure(
     counter: Counter, arguments: argparse.Namespace, describe: Callable[[str], str]
-) -> tuple[Figures, bool]:
-    """Count for every server, and say how it compares; the figures are fastserve's own."""
+) -> tuple[Figures, dict[str, int], bool]:
+    """Count for every server, and say how it compares: figures to record, which are fastserve's own,
+    all counts, and whether all is well."""
     recorded = load()
     figures: Figures = {}
+    counts: dict[str, int] = {}
     fine = True
     for name in arguments.servers:
         try:
@@ -239,6 +271,7 @@ def measure(
             print(f"{name}: FAILED, {error}")
             fine = False
             continue
+        counts[name] = count
         line = f"{name}: {count} instructions per request"
         if servers.is_ours(name):
             key, worker = describe(name), worker_of(name)
@@ -247,17 +280,23 @@ def measure(
             fine = fine and (acceptable or not arguments.check)
             figures.setdefault(key, {})[worker] = count
         print(line, flush=True)
-    return figures, fine
+    return figures, counts, fine
 
 
 def main() -> int:
     arguments = parse_arguments()
+    if arguments.plan:
+        print(plan(arguments))
+        return 0
     environment.require("valgrind")
     python = environment.absolute(arguments.python)
     facts = environment.python_facts(python, environment.OURS)
     peers = ""
     if any(map(servers.is_peer, arguments.servers)):
         peers = environment.peers_python(python)
+    packages = {"fastserve's": facts}
+    if peers:
+        packages["peers'"] = environment.python_facts(peers, list(environment.pinned()))
     with tempfile.TemporaryDirectory() as folder:
         installation = servers.prepare(
             Path(folder),
@@ -266,9 +305,14 @@ def main() -> int:
             peers,
             "floor" in arguments.servers,
         )
-        counter = Counter(installation, arguments.callgrind_out)
+        progress = harness.Progress(plan(arguments))
+        counter = Counter(installation, arguments.callgrind_out, progress)
         compiler = core_compiler(python)
-        figures, fine = measure(counter, arguments, lambda name: combination(facts, name, compiler))
+        figures, counts, fine = measure(
+            counter, arguments, lambda name: combination(facts, name, compiler)
+        )
+        progress.end()
+    write(arguments.json, packages, counts)
     if arguments.record and fine:
         record(figures)
         print(f"recorded in {RECORDED.name}")

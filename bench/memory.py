@@ -19,7 +19,7 @@ from collections.abc import Iterator
 import harness
 import servers
 from client import AnswerError, Client, connect
-from harness import START_SECONDS, Bench, MemorySample, Results, judged, kibibytes, settle
+from harness import START_SECONDS, Bench, MemorySample, Results, settle
 
 # The first connections pay for what all share. They stay open too.
 FIRST_CONNECTIONS, IDLE_CONNECTIONS = 500, 10_000
@@ -27,12 +27,20 @@ AT_ONCE = 50
 # And as many more for listeners, pipes and files.
 DESCRIPTORS = FIRST_CONNECTIONS + IDLE_CONNECTIONS + 500
 
-SCENARIOS = {"idle": "resident KiB for each idle connection that has had one plaintext answer"}
+
+class Scenario(harness.Scenario):
+    def suits(self, server: str) -> bool:
+        return servers.knows(server, "patient")
+
+    def expected(self, seconds: int) -> float:
+        return 8.0
+
+
+SCENARIOS = {
+    "idle": Scenario("resident KiB for each idle connection that has had one plaintext answer")
+}
 REQUEST = b"GET / HTTP/1.1\r\nHost: bench\r\n\r\n"
 ANSWER = (200, b"Hello, world!")
-
-# KiB at most.
-TARGETS = {name: 2.0 for name in servers.COMMANDS if servers.is_ours(name)}
 
 
 class Connections:
@@ -92,25 +100,17 @@ def measure(server: servers.Server, name: str, key: str, number: int) -> MemoryS
 
 
 def visit(bench: Bench, name: str, number: int) -> Iterator[MemorySample]:
-    for key in bench.keys:
+    for key in bench.asked(name):
         port = servers.free_port()
         command = bench.installation.command(name, "plaintext", port, "hello", mode="patient")
         with servers.running(command, port, bench.installation.work, bench.server_core) as server:
             yield measure(server, name, key, number)
 
 
-def print_targets(results: Results[MemorySample]) -> None:
-    print("\ntargets")
-    for key in SCENARIOS:
-        for name, limit in TARGETS.items():
-            if results.of(name, key):
-                kib = results.median(name, key, kibibytes)
-                print(f"{key}: {name}: {judged(kib, limit, ' KiB')}")
-
-
 def main() -> int:
-    known = [name for name in servers.COMMANDS if servers.knows(name, "patient")]
-    arguments = harness.parse_arguments(__doc__ or "", known, SCENARIOS, "memory.json")
+    arguments = harness.parse_arguments(
+        __doc__ or "", servers.COMMANDS, SCENARIOS, "memory.json", rounds=2
+    )
     # The servers inherit it.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     if most != resource.RLIM_INFINITY and most < DESCRIPTORS:
@@ -122,8 +122,7 @@ def main() -> int:
     results = Results(samples)
     harness.print_heading(bench)
     for key in bench.keys:
-        harness.print_memory(results, bench.names, key, SCENARIOS[key])
-    print_targets(results)
+        harness.print_memory(results, bench.names, key, SCENARIOS[key].title)
     return harness.finish(arguments.json, bench, results, harness.memory_row)
 
 

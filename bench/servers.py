@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import environment
 from client import HOST
 
 BENCH = Path(__file__).resolve().parent
@@ -25,19 +26,19 @@ CLOCK_TICK = os.sysconf("SC_CLK_TCK")
 
 # The words of a command are formatted one by one; `{python}` is the interpreter that has the
 # server. Access logs are off and there is one worker everywhere; all else is left at its default.
-OURS = "{python} -m fastserve -k WORKER --workers 1 --app-dir {app_dir} -b {host}:{port} apps:{app}"
+OURS = "{python} -m fastserve -k WORKER --workers 1 --app-dir {app_dir} -b {host}:{port} {app}"
 UVICORN = (
     "{python} -m uvicorn --loop uvloop --http PARSER --workers 1 --no-access-log"
-    " --log-level warning --app-dir {app_dir} --host {host} --port {port} apps:{app}"
+    " --log-level warning --app-dir {app_dir} --host {host} --port {port} {app}"
 )
 GRANIAN = (
     "{python} -m granian --interface asgi --loop uvloop --http 1 --workers 1 --no-access-log"
-    " --log-level warning --host {host} --port {port} apps:{app}"
+    " --log-level warning --host {host} --port {port} {app}"
 )
-HYPERCORN = "{python} -m hypercorn -k WORKER --workers 1 -b {host}:{port} apps:{app}"
+HYPERCORN = "{python} -m hypercorn -k WORKER --workers 1 -b {host}:{port} {app}"
 GUNICORN = (
     "{python} -m gunicorn -k asgi --asgi-loop uvloop --http-parser PARSER --workers 1"
-    " --no-control-socket --log-level warning -b {host}:{port} apps:{app}"
+    " --no-control-socket --log-level warning -b {host}:{port} {app}"
 )
 
 COMMANDS = {
@@ -83,6 +84,9 @@ WORKERS_COMMANDS = {
     "hypercorn-uvloop": COMMANDS["hypercorn-uvloop"],
 }
 
+
+# The applications of frameworks.py; all others are of apps.py.
+FRAMEWORKS = ("starlette", "fastapi")
 
 # The certificate is one of the tests', with an EC key.
 CERTIFICATES = BENCH.parent / "tests" / "certificates"
@@ -141,7 +145,8 @@ class ServerError(Exception):
 
 @dataclass(frozen=True)
 class Installation:
-    """Where the programs are. `work` is a scratch folder that holds a copy of apps.py.
+    """Where the programs are. `work` is a scratch folder that holds a copy of the applications;
+    `frameworks` is where those of frameworks.py find what they need.
 
     The copy is no luxury: the servers run with the applications' folder on their path, and
     http.py, lying in this one, would hide the module of the same name that they all import.
@@ -151,6 +156,7 @@ class Installation:
     ours: str
     peers: str
     floor: str
+    frameworks: str = ""
 
     @property
     def access_log(self) -> Path:
@@ -160,6 +166,12 @@ class Installation:
         """Of all that the present server has written to a file."""
         files = (self.access_log, self.work / "server.log")
         return sum(file.stat().st_size for file in files if file.exists())
+
+    def environment(self, app: str) -> dict[str, str]:
+        """What is to be added for an application: the same frameworks for every server."""
+        if app not in FRAMEWORKS:
+            return {}
+        return environment.path_first(self.frameworks)
 
     def command(
         self,
@@ -175,7 +187,7 @@ class Installation:
             "python": self.ours if is_ours(name) else self.peers,
             "floor": self.floor,
             "app_dir": str(self.work),
-            "app": app,
+            "app": f"{'frameworks' if app in FRAMEWORKS else 'apps'}:{app}",
             "host": HOST,
             "port": str(port),
             "floor_answer": floor_answer,
@@ -191,13 +203,16 @@ class Installation:
         return [word.format_map(values) for word in command.split()]
 
 
-def prepare(work: Path, ours: str, peers: str, with_floor: bool) -> Installation:
-    shutil.copy(BENCH / "apps.py", work)
+def prepare(
+    work: Path, ours: str, peers: str, with_floor: bool, frameworks: str = ""
+) -> Installation:
+    for applications in ("apps.py", "frameworks.py"):
+        shutil.copy(BENCH / applications, work)
     floor = work / "floor"
     if with_floor:
         build = [os.environ.get("CC", "cc"), "-O2", str(BENCH / "floor.c"), "-o", str(floor)]
         subprocess.run(build, check=True, timeout=60)
-    return Installation(work, ours, peers, str(floor))
+    return Installation(work, ours, peers, str(floor), frameworks)
 
 
 def free_port() -> int:
@@ -276,7 +291,7 @@ def running(
     port: int,
     work: Path,
     core: int | None = None,
-    environment: dict[str, str] | None = None,
+    variables: dict[str, str] | None = None,
     stop_patience: float = STOP_SECONDS,
 ) -> Iterator[Server]:
     """Start `command` in `work`, pinned to `core`, and end it with the block."""
@@ -285,7 +300,7 @@ def running(
         process = subprocess.Popen(
             command,
             cwd=work,
-            env={**os.environ, **(environment or {})},
+            env={**os.environ, **(variables or {})},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -23,7 +23,7 @@ from pathlib import Path
 import harness
 import servers
 from client import HOST, connect
-from harness import START_SECONDS, Bench, Results, cost, judged, kibibytes, settle
+from harness import START_SECONDS, Bench, Results, settle
 
 BENCH = Path(__file__).resolve().parent
 LOAD = "websocket_load.py"
@@ -34,7 +34,6 @@ DESCRIPTORS = 4096
 # The first sockets pay for what all share. They stay open too.
 FIRST_SOCKETS, IDLE_SOCKETS = 200, 1000
 
-BEST_PEER = "best peer"
 PAIRS = (
     ("fastserve-uvloop", "floor"),
     ("fastserve-asyncio", "fastserve-uvloop"),
@@ -49,15 +48,16 @@ PAIRS = (
 
 
 @dataclass(frozen=True)
-class Scenario:
-    title: str
+class Scenario(harness.Scenario):
     app: str
     load: str
-    without: tuple[str, ...] = ()  # servers that cannot take part
 
     @property
     def idle(self) -> bool:
         return self.load == "idle"
+
+    def expected(self, seconds: int) -> float:
+        return (2.0 if self.idle else seconds) + 1.5
 
 
 SCENARIOS = {
@@ -76,23 +76,19 @@ SCENARIOS = {
     ),
 }
 
-# A server's cost at most so many times another's.
-RATIO_TARGETS = (
-    ("small", "fastserve-uvloop", BEST_PEER, 0.5),
-    ("small", "fastserve-trio", BEST_PEER, 0.8),
-    ("large", "fastserve-uvloop", BEST_PEER, 0.5),
-    ("broadcast", "fastserve-uvloop", "floor", 1.5),
-    ("broadcast", "fastserve-uvloop", BEST_PEER, 0.6),
-)
-# An idle socket's KiB at most.
-MEMORY_TARGETS = (("fastserve-asyncio", 16.0), ("fastserve-uvloop", 16.0))
-
 
 class Sample(harness.MemorySample):
     """One run. Memory counts in an idle scenario alone."""
 
+    @property
+    def _plain(self) -> type[harness.Sample]:
+        return harness.MemorySample if SCENARIOS[self.scenario].idle else harness.Sample
+
+    def figures(self) -> dict[str, float]:
+        return self._plain.figures(self)
+
     def brief(self) -> str:
-        return super().brief() if SCENARIOS[self.scenario].idle else harness.Sample.brief(self)
+        return self._plain.brief(self)
 
 
 # --- one run ----------------------------------------------------------------------------------
@@ -177,9 +173,7 @@ def measure(bench: Bench, server: servers.Server, name: str, key: str, number: i
 
 def visit(bench: Bench, name: str, number: int) -> Iterator[Sample]:
     """Each scenario has the server afresh: what one leaves in memory would be there for another."""
-    for key in bench.keys:
-        if name in SCENARIOS[key].without:
-            continue
+    for key in bench.asked(name):
         port = servers.free_port()
         command = bench.installation.command(name, SCENARIOS[key].app, port, "broadcast")
         with servers.running(command, port, bench.installation.work, bench.server_core) as server:
@@ -189,39 +183,14 @@ def visit(bench: Bench, name: str, number: int) -> Iterator[Sample]:
 # --- figures ----------------------------------------------------------------------------------
 
 
-def taking_part(names: list[str], key: str) -> list[str]:
-    return [name for name in names if name not in SCENARIOS[key].without]
-
-
 def row(results: Results[Sample], name: str, key: str) -> dict[str, float | None]:
     of = harness.memory_row if SCENARIOS[key].idle else harness.timed_row
     return of(results, name, key)
 
 
-def best_peer(results: Results[Sample], names: list[str], key: str) -> str | None:
-    """Whose median cost is the lowest."""
-    peers = [name for name in names if servers.is_peer(name) and results.of(name, key)]
-    return min(peers, key=lambda name: results.median(name, key, cost), default=None)
-
-
-def print_targets(results: Results[Sample], bench: Bench) -> None:
-    """Those that there are figures for."""
-    print("\ntargets")
-    for key, name, other, limit in RATIO_TARGETS:
-        known = best_peer(results, bench.names, key) if other == BEST_PEER else other
-        ratio = results.ratio(name, known, key, cost) if known else None
-        if ratio is not None:
-            label = f"{other}, {known}" if other == BEST_PEER else known
-            print(f"{key}: {name} / {label}: {judged(ratio, limit, ' x')}")
-    for name, limit in MEMORY_TARGETS:
-        if results.of(name, "idle"):
-            kib = results.median(name, "idle", kibibytes)
-            print(f"idle: {name}: {judged(kib, limit, ' KiB')}")
-
-
 def main() -> int:
     arguments = harness.parse_arguments(
-        __doc__ or "", servers.WEBSOCKET_COMMANDS, SCENARIOS, "websocket.json"
+        __doc__ or "", servers.WEBSOCKET_COMMANDS, SCENARIOS, "websocket.json", rounds=2
     )
     if arguments.seconds > LONGEST_SECONDS:
         raise SystemExit(f"runs of at most {LONGEST_SECONDS} seconds")
@@ -233,14 +202,12 @@ def main() -> int:
     results = Results(samples)
     harness.print_heading(bench)
     for key in bench.keys:
-        names = taking_part(bench.names, key)
         if SCENARIOS[key].idle:
-            harness.print_memory(results, names, key, SCENARIOS[key].title)
+            harness.print_memory(results, bench.names, key, SCENARIOS[key].title)
         else:
-            harness.print_table(results, names, key, SCENARIOS[key].title, "msg")
+            harness.print_table(results, bench.names, key, SCENARIOS[key].title, "msg")
     timed = [key for key in bench.keys if not SCENARIOS[key].idle]
     harness.print_pairs(results, PAIRS, bench.names, timed)
-    print_targets(results, bench)
     return harness.finish(arguments.json, bench, results, row)
 
 

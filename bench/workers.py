@@ -35,10 +35,12 @@ QUIET_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
-class Scenario:
-    title: str
+class Scenario(harness.Scenario):
     workers: int
     kind: str  # of measurement: one of MEASUREMENTS
+
+    def expected(self, seconds: int) -> float:
+        return 2.0 + {"share": 0, "start": 0, "blocked": seconds + 2}.get(self.kind, seconds)
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,11 @@ class Sample(harness.Sample):
     least_share: float = 0.0
     most_share: float = 0.0
     resident_bytes: int = 0
+
+    def figures(self) -> dict[str, float]:
+        return {
+            name: figure(self) for name, figure in FIGURES[SCENARIOS[self.scenario].kind].items()
+        }
 
 
 SCENARIOS = {
@@ -205,7 +212,7 @@ def measure(
 
 def visit(bench: Bench, name: str, number: int) -> Iterator[Sample]:
     """Each scenario has the server afresh."""
-    for key in bench.keys:
+    for key in bench.asked(name):
         port = servers.free_port()
         command = bench.installation.command(
             name, "worker", port, "", workers=SCENARIOS[key].workers
@@ -217,36 +224,37 @@ def visit(bench: Bench, name: str, number: int) -> Iterator[Sample]:
 
 # --- figures ----------------------------------------------------------------------------------
 
+# By what a measurement gives. The names are those of the JSON file.
 FIGURES: dict[str, dict[str, Callable[[Sample], float]]] = {
     "load": {
-        "req/s": lambda sample: sample.rate,
-        "CPU us/req": lambda sample: sample.cost,
-        "p99 us": lambda sample: sample.p99_us,
+        "per_second": lambda sample: sample.rate,
+        "cpu_us": lambda sample: sample.cost,
+        "p99_us": lambda sample: sample.p99_us,
     },
     "share": {
-        "least %": lambda sample: sample.least_share,
-        "most %": lambda sample: sample.most_share,
+        "least_percent": lambda sample: sample.least_share,
+        "most_percent": lambda sample: sample.most_share,
         "ms": lambda sample: 1000 * sample.seconds,
     },
     "calm": {
-        "p50 us": lambda sample: sample.p50_us,
-        "p99 us": lambda sample: sample.p99_us,
+        "p50_us": lambda sample: sample.p50_us,
+        "p99_us": lambda sample: sample.p99_us,
     },
     "blocked": {
-        "p50 us": lambda sample: sample.p50_us,
-        "p99 us": lambda sample: sample.p99_us,
+        "p50_us": lambda sample: sample.p50_us,
+        "p99_us": lambda sample: sample.p99_us,
     },
     "start": {
         "ms": lambda sample: 1000 * sample.seconds,
-        "CPU ms": lambda sample: 1000 * sample.cpu_seconds,
-        "MiB": lambda sample: sample.resident_bytes / 2**20,
+        "cpu_ms": lambda sample: 1000 * sample.cpu_seconds,
+        "mib": lambda sample: sample.resident_bytes / 2**20,
     },
 }
 # One scenario's figure as a multiple of another's, for the same server.
 COMPARED = (
-    ("two", "one", "req/s"),
-    ("two", "one", "CPU us/req"),
-    ("blocked", "calm", "p99 us"),
+    ("two", "one", "per_second"),
+    ("two", "one", "cpu_us"),
+    ("blocked", "calm", "p99_us"),
 )
 
 
@@ -258,13 +266,13 @@ def row(results: Results[Sample], name: str, key: str) -> dict[str, float | None
 def print_table(results: Results[Sample], names: list[str], key: str) -> None:
     print(f"\n{key}: {SCENARIOS[key].title}")
     labels = FIGURES[SCENARIOS[key].kind]
-    print(f"{'server':<22}" + "".join(f"{label:>12}" for label in labels))
+    print(f"{'server':<22}" + "".join(f"{label:>14}" for label in labels))
     for name in names:
         if not results.of(name, key):
-            print(f"{name:<22}{'failed':>12}")
+            print(f"{name:<22}{'failed':>14}")
             continue
         figures = row(results, name, key).values()
-        print(f"{name:<22}" + "".join(f"{figure:>12.1f}" for figure in figures))
+        print(f"{name:<22}" + "".join(f"{figure:>14.1f}" for figure in figures))
 
 
 def print_compared(results: Results[Sample], names: list[str], keys: list[str]) -> None:
@@ -281,7 +289,7 @@ def print_compared(results: Results[Sample], names: list[str], keys: list[str]) 
 
 def main() -> int:
     arguments = harness.parse_arguments(
-        __doc__ or "", servers.WORKERS_COMMANDS, SCENARIOS, "workers.json"
+        __doc__ or "", servers.WORKERS_COMMANDS, SCENARIOS, "workers.json", rounds=2
     )
     environment.require("wrk")
     with harness.prepared(arguments) as bench:

@@ -3,6 +3,8 @@
 import json
 import re
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,12 @@ PAGES = [*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *ROOT.glob("bench/*.md")]
 def test_the_table_of_options_is_made_from_config() -> None:
     made = runpy.run_path(str(DOCS / "options.py"))["text"]()
     assert (DOCS / "options.md").read_text() == made, "make options"
+
+
+def test_the_figures_are_those_that_were_measured() -> None:
+    command = [sys.executable, str(ROOT / "bench" / "report.py"), "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_table_has_every_option() -> None:
