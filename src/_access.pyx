@@ -252,6 +252,17 @@ cdef class Entry:
         return fields
 
 
+cdef inline int _make_room(LineBuffer buffer, Py_ssize_t length) except -1:
+    return 0 if buffer.size - buffer.at >= length else buffer.grow(length)
+
+
+cdef inline int _add(LineBuffer buffer, const char* data, Py_ssize_t length) except -1:
+    _make_room(buffer, length)
+    memcpy(buffer.block + buffer.at, data, length)
+    buffer.at += length
+    return 0
+
+
 @cython.final
 cdef class LineBuffer:
     """Lines, one behind the other; the last one may not be whole yet.
@@ -268,11 +279,8 @@ cdef class LineBuffer:
     def __dealloc__(self):
         PyMem_Free(self.block)
 
-    cdef int room(self, Py_ssize_t length) except -1:
+    cdef int grow(self, Py_ssize_t length) except -1:
         """Make room for `length` more bytes."""
-        return 0 if self.size - self.at >= length else self._grow(length)
-
-    cdef int _grow(self, Py_ssize_t length) except -1:
         cdef Py_ssize_t size = self.size
         cdef char* grown
         while size - self.at < length:
@@ -282,12 +290,6 @@ cdef class LineBuffer:
             raise MemoryError()
         self.block = grown
         self.size = size
-        return 0
-
-    cdef int add(self, const char* data, Py_ssize_t length) except -1:
-        self.room(length)
-        memcpy(self.block + self.at, data, length)
-        self.at += length
         return 0
 
     cdef int add_bytes(self, bytes text, int style) except -1:
@@ -309,7 +311,7 @@ cdef class LineBuffer:
     cdef int add_escaped(self, const char* data, Py_ssize_t length, int style) except -1:
         cdef char* to
         if style == STYLE_JSON:
-            self.room(6 * length + 2)
+            _make_room(self, 6 * length + 2)
             to = self.block + self.at
             to[0] = c'"'
             to = fs_escape(to + 1, data, length, True, True)
@@ -318,17 +320,17 @@ cdef class LineBuffer:
         elif length == 0:
             return self.add_none(style)
         else:
-            self.room(4 * length)
+            _make_room(self, 4 * length)
             to = fs_escape(self.block + self.at, data, length, style == STYLE_QUOTED, False)
         self.at = to - self.block
         return 0
 
     cdef int add_none(self, int style) except -1:
-        return self.add(b"null", 4) if style == STYLE_JSON else self.add(b"-", 1)
+        return _add(self, b"null", 4) if style == STYLE_JSON else _add(self, b"-", 1)
 
     cdef int add_number(self, int64_t number, int digits) except -1:
         """In decimal, with at least so many digits; `number` is not negative."""
-        self.room(DIGITS_MOST)
+        _make_room(self, DIGITS_MOST)
         self.at = fs_decimal(self.block + self.at, number, digits) - self.block
         return 0
 
@@ -338,12 +340,12 @@ cdef class LineBuffer:
         if second != self.second:
             self._make_stamps(second)
         if style != STYLE_JSON:
-            return self.add(self.stamp, 28)
-        self.add(b'"', 1)
-        self.add(self.iso_stamp, 19)
-        self.add(b".", 1)
+            return _add(self, self.stamp, 28)
+        _add(self, b'"', 1)
+        _add(self, self.iso_stamp, 19)
+        _add(self, b".", 1)
         self.add_number(moment % 1000000, 6)
-        return self.add(b'Z"', 2)
+        return _add(self, b'Z"', 2)
 
     cdef int _make_stamps(self, int64_t second) except -1:
         cdef time_t now = <time_t>second
@@ -351,20 +353,20 @@ cdef class LineBuffer:
         cdef Py_ssize_t before = self.at
         self.second = second
         gmtime_r(&now, &parts)
-        self.add(b"[", 1)
+        _add(self, b"[", 1)
         self.add_number(parts.tm_mday, 2)
-        self.add(b"/", 1)
-        self.add(_months + 3 * parts.tm_mon, 3)
-        self.add(b"/", 1)
+        _add(self, b"/", 1)
+        _add(self, _months + 3 * parts.tm_mon, 3)
+        _add(self, b"/", 1)
         self.add_number(parts.tm_year + 1900, 4)
         self._add_clock(b":", &parts)
-        self.add(b" +0000]", 7)
+        _add(self, b" +0000]", 7)
         memcpy(self.stamp, self.block + before, 28)
         self.at = before
         self.add_number(parts.tm_year + 1900, 4)
-        self.add(b"-", 1)
+        _add(self, b"-", 1)
         self.add_number(parts.tm_mon + 1, 2)
-        self.add(b"-", 1)
+        _add(self, b"-", 1)
         self.add_number(parts.tm_mday, 2)
         self._add_clock(b"T", &parts)
         memcpy(self.iso_stamp, self.block + before, 19)
@@ -372,11 +374,11 @@ cdef class LineBuffer:
         return 0
 
     cdef int _add_clock(self, const char* before, tm* parts) except -1:
-        self.add(before, 1)
+        _add(self, before, 1)
         self.add_number(parts.tm_hour, 2)
-        self.add(b":", 1)
+        _add(self, b":", 1)
         self.add_number(parts.tm_min, 2)
-        self.add(b":", 1)
+        _add(self, b":", 1)
         return self.add_number(parts.tm_sec, 2)
 
     cdef int pad(self, Py_ssize_t start, int width) except -1:
@@ -386,7 +388,7 @@ cdef class LineBuffer:
         cdef char* begin
         if missing <= 0:
             return 0
-        self.room(missing)
+        _make_room(self, missing)
         begin = self.block + start
         if width > 0:
             memmove(begin + missing, begin, length)
@@ -419,6 +421,7 @@ cdef class AccessLines:
         self.wake = wake
         self.full = full
         self.names = names or {}
+        self.excludes = bool(excluded)
         self.excluded = frozenset([path for path in excluded if not path.endswith(b"*")])
         self.excluded_below = tuple(
             [path.removesuffix(b"*") for path in excluded if path.endswith(b"*")]
@@ -514,7 +517,7 @@ cdef class AccessLines:
         new one."""
         cdef Entry entry
         cdef bytes id = self._identify(headers, trusted) if self.wants_id else None
-        if self._excludes(raw_path):
+        if self.excludes and self._excludes(raw_path):
             return None
         entry = Entry.__new__(Entry)
         entry.id = id
@@ -565,7 +568,7 @@ cdef class AccessLines:
 
     cdef bint _excludes(self, bytes raw_path) except -1:
         cdef bytes below
-        if self.excluded and raw_path in self.excluded:
+        if raw_path in self.excluded:
             return True
         for below in self.excluded_below:
             if raw_path.startswith(below):
@@ -632,21 +635,21 @@ cdef class AccessLines:
     cdef int _put(self, Part* part, Entry entry) except -1:
         cdef Py_ssize_t start
         cdef int what = part.what, style = part.style
-        self.buffer.add(part.text, part.text_length)
+        _add(self.buffer, part.text, part.text_length)
         start = self.buffer.at
         if what == END:
             return 0
         if what == TEXT:
-            self.buffer.add(part.argument, part.argument_length)
+            _add(self.buffer, part.argument, part.argument_length)
         elif what == HOST:
             self._put_host(entry.client, style)
         elif what == TIME:
             self.buffer.add_time(entry.moment, style)
         elif what == REQUEST:
             self.buffer.add_str(entry.method, STYLE_WORD)
-            self.buffer.add(b" ", 1)
+            _add(self.buffer, b" ", 1)
             self._put_target(entry)
-            self.buffer.add(b" HTTP/1.0" if entry.is_http10 else b" HTTP/1.1", 9)
+            _add(self.buffer, b" HTTP/1.0" if entry.is_http10 else b" HTTP/1.1", 9)
         elif what == TARGET:
             self._put_target(entry)
         elif what == METHOD:
@@ -704,14 +707,14 @@ cdef class AccessLines:
             return self.buffer.add_none(part.style)
         self.buffer.add_number(number, 1)
         if what == DECIMAL_SECONDS:
-            self.buffer.add(b".", 1)
+            _add(self.buffer, b".", 1)
             self.buffer.add_number(duration % 1000000, 6)
         return 0
 
     cdef int _put_target(self, Entry entry) except -1:
         self.buffer.add_bytes(entry.raw_path, STYLE_WORD)
         if PyBytes_GET_SIZE(entry.query_string):
-            self.buffer.add(b"?", 1)
+            _add(self.buffer, b"?", 1)
             self.buffer.add_bytes(entry.query_string, STYLE_WORD)
         return 0
 

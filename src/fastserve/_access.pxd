@@ -64,9 +64,7 @@ cdef class LineBuffer:
         char[28] stamp              # [22/Nov/2026:08:00:00 +0000]
         char[20] iso_stamp          # 2026-11-22T08:00:00
 
-    cdef int room(self, Py_ssize_t length) except -1
-    cdef int _grow(self, Py_ssize_t length) except -1
-    cdef int add(self, const char* data, Py_ssize_t length) except -1
+    cdef int grow(self, Py_ssize_t length) except -1
     cdef int add_bytes(self, bytes text, int style) except -1
     cdef int add_str(self, str text, int style) except -1
     cdef int add_escaped(self, const char* data, Py_ssize_t length, int style) except -1
@@ -87,6 +85,7 @@ cdef class AccessLines:
         dict names                  # of numbers: by the part's name, then by the number
         # what the parts need
         bint wants_asked, wants_answered, wants_id, wants_called, wants_started, wants_moment
+        bint excludes
         frozenset excluded
         tuple excluded_below
         int64_t offset              # from the monotonic clock to the time since 1970
