@@ -58,37 +58,41 @@ cdef extern from *:
     ) {
         const unsigned char least = spaces ? ' ' : '!';
         const unsigned char mask = spaces ? 2 : 1;
+        const char* const end = from + length;
         uint64_t bytes;
-        for (Py_ssize_t i = 0; i < length;) {
-            unsigned char c;
-            if (length - i >= (Py_ssize_t)sizeof(bytes)) {
-                memcpy(&bytes, from + i, sizeof(bytes));
+        while (from < end) {
+            const char* stop = end;
+            if (end - from >= (Py_ssize_t)sizeof(bytes)) {
+                memcpy(&bytes, from, sizeof(bytes));
                 if (fs_are_plain(bytes, least)) {
                     memcpy(to, &bytes, sizeof(bytes));
+                    from += sizeof(bytes);
                     to += sizeof(bytes);
-                    i += sizeof(bytes);
                     continue;
                 }
+                stop = from + sizeof(bytes);
             }
-            c = (unsigned char)from[i++];
-            if (fs_plain[c] & mask) {
-                *to++ = (char)c;
-                continue;
+            for (; from < stop; from++) {
+                unsigned char c = (unsigned char)*from;
+                if (fs_plain[c] & mask) {
+                    *to++ = (char)c;
+                    continue;
+                }
+                *to++ = '\\\\';
+                if (json && (c == '"' || c == '\\\\')) {
+                    *to++ = (char)c;
+                    continue;
+                }
+                if (json) {
+                    *to++ = 'u';
+                    *to++ = '0';
+                    *to++ = '0';
+                } else {
+                    *to++ = 'x';
+                }
+                *to++ = fs_hex[c >> 4];
+                *to++ = fs_hex[c & 15];
             }
-            *to++ = '\\\\';
-            if (json && (c == '"' || c == '\\\\')) {
-                *to++ = (char)c;
-                continue;
-            }
-            if (json) {
-                *to++ = 'u';
-                *to++ = '0';
-                *to++ = '0';
-            } else {
-                *to++ = 'x';
-            }
-            *to++ = fs_hex[c >> 4];
-            *to++ = fs_hex[c & 15];
         }
         return to;
     }
