@@ -28,6 +28,8 @@ from client import HOST, AnswerError, Client, connect
 
 BENCH = Path(__file__).resolve().parent
 RECORDED = BENCH / "instructions.json"
+# Those in which the client below gets its answer.
+MODES = [mode for mode in servers.MODES if mode != "tls"]
 OURS = [name for name in servers.COMMANDS if servers.is_ours(name)]
 GROWTH_ALLOWED = 0.05
 START_SECONDS = 180.0
@@ -60,6 +62,7 @@ class Counter:
     installation: servers.Installation
     keep: Path | None
     progress: harness.Progress
+    mode: str
 
     def per_request(self, name: str, requests: int, runs: int) -> float:
         shortest = [self.count(name, requests) for _ in range(runs)]
@@ -74,7 +77,7 @@ class Counter:
             port = servers.free_port()
             command = ["valgrind", "--tool=callgrind", "--trace-children=yes"]
             command.append(f"--callgrind-out-file={profiles}/{name}.%p")
-            command += self.installation.command(name, "plaintext", port, "-1")
+            command += self.installation.command(name, "plaintext", port, "-1", self.mode)
             with servers.running(
                 command,
                 port,
@@ -214,6 +217,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--requests", type=int, default=300, help="N; the default is 300")
     parser.add_argument("--runs", type=int, default=3, help="runs of each length")
     parser.add_argument(
+        "--mode",
+        choices=MODES,
+        default="",
+        help="run the servers in another way; nothing is recorded for it",
+    )
+    parser.add_argument(
         "--callgrind-out",
         type=Path,
         metavar="DIR",
@@ -234,6 +243,11 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.requests < 1 or arguments.runs < 1:
         parser.error("at least one run of one request")
+    if arguments.mode and (arguments.check or arguments.record):
+        parser.error("with --mode there is nothing to --check and nothing to --record")
+    unknown = [name for name in arguments.servers if not servers.knows(name, arguments.mode)]
+    if unknown:
+        parser.error(f"no --mode {arguments.mode} of {', '.join(unknown)}")
     return arguments
 
 
@@ -273,7 +287,7 @@ def measure(
             continue
         counts[name] = count
         line = f"{name}: {count} instructions per request"
-        if servers.is_ours(name):
+        if servers.is_ours(name) and not arguments.mode:
             key, worker = describe(name), worker_of(name)
             verdict, acceptable = judge(recorded, key, worker, count)
             line += f" [{key}] {verdict}"
@@ -306,7 +320,7 @@ def main() -> int:
             "floor" in arguments.servers,
         )
         progress = harness.Progress(plan(arguments))
-        counter = Counter(installation, arguments.callgrind_out, progress)
+        counter = Counter(installation, arguments.callgrind_out, progress, arguments.mode)
         compiler = core_compiler(python)
         figures, counts, fine = measure(
             counter, arguments, lambda name: combination(facts, name, compiler)

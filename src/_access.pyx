@@ -4,17 +4,20 @@ The format comes as a list of parts and is gone through for each line; what a li
 copying of its texts. A text of the client's is escaped on its way.
 
 Nothing here runs Python code between the beginning and the end of a line, but for what is
-called when it is whole: so whoever holds the interpreter's lock, in whichever thread, finds
-whole lines and no others.
+called when it is whole, and what traces each line of the source. Lines are kept, and taken by
+another thread, in one statement each: so whoever holds the interpreter's lock finds whole lines,
+and each of them once.
 """
 
 cimport cython
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.bytes cimport (
+    PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE,
+)
 from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
 from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
 from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE
 from cpython.unicode cimport PyUnicode_1BYTE_DATA, PyUnicode_GET_LENGTH
-from libc.string cimport memcpy, memmove, memset
+from libc.string cimport memchr, memcpy, memmove, memset
 from libc.time cimport time_t, tm
 from posix.time cimport CLOCK_MONOTONIC, CLOCK_REALTIME, clock_gettime, clockid_t, timespec
 
@@ -36,43 +39,77 @@ cdef extern from *:
         [' '] = 2, ['!'] = 3, ['#' ... '['] = 3, [']' ... '~'] = 3,
     };
 
-    /* At most four bytes for each. */
-    static inline char* fs_escape(char* to, const char* from, Py_ssize_t length, int spaces) {
+    #define FS_EACH(c) (0x0101010101010101u * (c))
+
+    /* Whether eight bytes are plain and none is below `least`, found by carries into their highest
+       bits: such a bit may be wrong, but only above one that is right. */
+    static inline int fs_are_plain(uint64_t bytes, unsigned char least) {
+        uint64_t quote = bytes ^ FS_EACH('"');
+        uint64_t backslash = bytes ^ FS_EACH('\\\\');
+        uint64_t found = bytes | (bytes + FS_EACH(0x80 - 0x7f)) | ((bytes - FS_EACH(least)) & ~bytes)
+            | ((quote - FS_EACH(1)) & ~quote) | ((backslash - FS_EACH(1)) & ~backslash);
+        return !(found & FS_EACH(0x80));
+    }
+
+    /* At most four bytes for each, in JSON (RFC 8259 section 7, each byte as the character of this
+       number) six. */
+    static inline char* fs_escape(
+        char* to, const char* from, Py_ssize_t length, int spaces, int json
+    ) {
+        const unsigned char least = spaces ? ' ' : '!';
         const unsigned char mask = spaces ? 2 : 1;
-        for (Py_ssize_t i = 0; i < length; i++) {
-            unsigned char c = (unsigned char)from[i];
-            if (fs_plain[c] & mask) {
-                *to++ = (char)c;
-                continue;
+        const char* const end = from + length;
+        uint64_t bytes;
+        while (from < end) {
+            const char* stop = end;
+            if (end - from >= (Py_ssize_t)sizeof(bytes)) {
+                memcpy(&bytes, from, sizeof(bytes));
+                if (fs_are_plain(bytes, least)) {
+                    memcpy(to, &bytes, sizeof(bytes));
+                    from += sizeof(bytes);
+                    to += sizeof(bytes);
+                    continue;
+                }
+                stop = from + sizeof(bytes);
             }
-            *to++ = '\\\\';
-            *to++ = 'x';
-            *to++ = fs_hex[c >> 4];
-            *to++ = fs_hex[c & 15];
+            for (; from < stop; from++) {
+                unsigned char c = (unsigned char)*from;
+                if (fs_plain[c] & mask) {
+                    *to++ = (char)c;
+                    continue;
+                }
+                *to++ = '\\\\';
+                if (json && (c == '"' || c == '\\\\')) {
+                    *to++ = (char)c;
+                    continue;
+                }
+                if (json) {
+                    *to++ = 'u';
+                    *to++ = '0';
+                    *to++ = '0';
+                } else {
+                    *to++ = 'x';
+                }
+                *to++ = fs_hex[c >> 4];
+                *to++ = fs_hex[c & 15];
+            }
         }
         return to;
     }
 
-    /* RFC 8259 section 7, each byte as the character of this number: at most six for each. */
-    static inline char* fs_escape_json(char* to, const char* from, Py_ssize_t length) {
-        for (Py_ssize_t i = 0; i < length; i++) {
-            unsigned char c = (unsigned char)from[i];
-            if (fs_plain[c] & 2) {
-                *to++ = (char)c;
-                continue;
-            }
-            *to++ = '\\\\';
-            if (c == '"' || c == '\\\\') {
-                *to++ = (char)c;
-                continue;
-            }
-            *to++ = 'u';
-            *to++ = '0';
-            *to++ = '0';
-            *to++ = fs_hex[c >> 4];
-            *to++ = fs_hex[c & 15];
+    /* In decimal, with at least so many digits and at most 19; `number` is not negative. */
+    static inline char* fs_decimal(char* to, int64_t number, int digits) {
+        uint64_t left = (uint64_t)number;
+        int length = 1;
+        for (uint64_t power = 10; left >= power; power *= 10)
+            length++;
+        if (length < digits)
+            length = digits;
+        for (int i = length - 1; i >= 0; i--) {
+            to[i] = (char)('0' + left % 10);
+            left /= 10;
         }
-        return to;
+        return to + length;
     }
 
     /* `name` is in lower case. */
@@ -85,6 +122,15 @@ cdef extern from *:
                 return 0;
         }
         return 1;
+    }
+
+    /* A line from `start` to `end` goes behind the `used` bytes; how many they are then. */
+    static inline Py_ssize_t fs_keep(
+        char* block, Py_ssize_t used, Py_ssize_t start, Py_ssize_t end
+    ) {
+        if (used != start)
+            memmove(block + used, block + start, (size_t)(end - start));
+        return used + end - start;
     }
 
     static inline int fs_is_id(const char* text, Py_ssize_t length) {
@@ -125,8 +171,13 @@ cdef extern from *:
         return to - begin;
     }
     """
-    char* fs_escape(char* to, const char* from_, Py_ssize_t length, bint spaces) noexcept
-    char* fs_escape_json(char* to, const char* from_, Py_ssize_t length) noexcept
+    Py_ssize_t fs_keep(
+        char* block, Py_ssize_t used, Py_ssize_t start, Py_ssize_t end
+    ) noexcept
+    char* fs_escape(
+        char* to, const char* from_, Py_ssize_t length, bint spaces, bint json
+    ) noexcept
+    char* fs_decimal(char* to, int64_t number, int digits) noexcept
     bint fs_is_name(const char* field, const char* name, Py_ssize_t length) noexcept
     bint fs_is_id(const char* text, Py_ssize_t length) noexcept
     Py_ssize_t fs_base64(char* to, const char* text, Py_ssize_t length) noexcept
@@ -160,6 +211,7 @@ cdef enum What:
     TLS_CIPHER
     ASKED                           # a field of the request, by its name in lower case
     ANSWERED                        # and of the response
+    END                             # of the line
 
 # The names of the parts, in the same order.
 cdef tuple PARTS = (
@@ -173,7 +225,6 @@ cdef tuple STYLES = ("word", "quoted", "json")
 cdef const char* _months = "JanFebMarAprMayJunJulAugSepOctNovDec"
 cdef const char* _hex_digits = "0123456789abcdef"
 cdef bytes ID_FIELD = b"x-request-id"
-cdef bytes AUTHORIZATION = b"authorization"
 
 
 cdef int64_t _microseconds(clockid_t clock) noexcept:
@@ -205,6 +256,18 @@ cdef class Entry:
         return fields
 
 
+cdef inline int _make_room(LineBuffer buffer, Py_ssize_t length) except -1:
+    return 0 if buffer.size - buffer.at >= length else buffer.grow(length)
+
+
+cdef inline int _add(LineBuffer buffer, const char* data, Py_ssize_t length) except -1:
+    _make_room(buffer, length)
+    memcpy(buffer.block + buffer.at, data, length)
+    buffer.at += length
+    return 0
+
+
+@cython.final
 cdef class LineBuffer:
     """Lines, one behind the other; the last one may not be whole yet.
 
@@ -220,7 +283,7 @@ cdef class LineBuffer:
     def __dealloc__(self):
         PyMem_Free(self.block)
 
-    cdef int room(self, Py_ssize_t length) except -1:
+    cdef int grow(self, Py_ssize_t length) except -1:
         """Make room for `length` more bytes."""
         cdef Py_ssize_t size = self.size
         cdef char* grown
@@ -231,13 +294,6 @@ cdef class LineBuffer:
             raise MemoryError()
         self.block = grown
         self.size = size
-        return 0
-
-    cdef int add(self, const char* data, Py_ssize_t length) except -1:
-        if self.size - self.at < length:
-            self.room(length)
-        memcpy(self.block + self.at, data, length)
-        self.at += length
         return 0
 
     cdef int add_bytes(self, bytes text, int style) except -1:
@@ -259,33 +315,28 @@ cdef class LineBuffer:
     cdef int add_escaped(self, const char* data, Py_ssize_t length, int style) except -1:
         cdef char* to
         if style == STYLE_JSON:
-            self.room(6 * length + 2)
+            _make_room(self, 6 * length + 2)
             to = self.block + self.at
             to[0] = c'"'
-            to = fs_escape_json(to + 1, data, length)
+            to = fs_escape(to + 1, data, length, True, True)
             to[0] = c'"'
             to += 1
         elif length == 0:
             return self.add_none(style)
         else:
-            self.room(4 * length)
-            to = fs_escape(self.block + self.at, data, length, style == STYLE_QUOTED)
+            _make_room(self, 4 * length)
+            to = fs_escape(self.block + self.at, data, length, style == STYLE_QUOTED, False)
         self.at = to - self.block
         return 0
 
     cdef int add_none(self, int style) except -1:
-        return self.add(b"null", 4) if style == STYLE_JSON else self.add(b"-", 1)
+        return _add(self, b"null", 4) if style == STYLE_JSON else _add(self, b"-", 1)
 
     cdef int add_number(self, int64_t number, int digits) except -1:
         """In decimal, with at least so many digits; `number` is not negative."""
-        cdef char[24] text
-        cdef int at = sizeof(text)
-        while number or digits > 0:
-            at -= 1
-            text[at] = <char>(c"0" + number % 10)
-            number //= 10
-            digits -= 1
-        return self.add(text + at, sizeof(text) - at)
+        _make_room(self, DIGITS_MOST)
+        self.at = fs_decimal(self.block + self.at, number, digits) - self.block
+        return 0
 
     cdef int add_time(self, int64_t moment, int style) except -1:
         """[22/Nov/2026:08:00:00 +0000], and in JSON "2026-11-22T08:00:00.123456Z" (RFC 3339)."""
@@ -293,13 +344,12 @@ cdef class LineBuffer:
         if second != self.second:
             self._make_stamps(second)
         if style != STYLE_JSON:
-            self.add(self.stamp, 21)
-            return self.add(b" +0000]", 7)
-        self.add(b'"', 1)
-        self.add(self.iso_stamp, 19)
-        self.add(b".", 1)
+            return _add(self, self.stamp, 28)
+        _add(self, b'"', 1)
+        _add(self, self.iso_stamp, 19)
+        _add(self, b".", 1)
         self.add_number(moment % 1000000, 6)
-        return self.add(b'Z"', 2)
+        return _add(self, b'Z"', 2)
 
     cdef int _make_stamps(self, int64_t second) except -1:
         cdef time_t now = <time_t>second
@@ -307,19 +357,20 @@ cdef class LineBuffer:
         cdef Py_ssize_t before = self.at
         self.second = second
         gmtime_r(&now, &parts)
-        self.add(b"[", 1)
+        _add(self, b"[", 1)
         self.add_number(parts.tm_mday, 2)
-        self.add(b"/", 1)
-        self.add(_months + 3 * parts.tm_mon, 3)
-        self.add(b"/", 1)
+        _add(self, b"/", 1)
+        _add(self, _months + 3 * parts.tm_mon, 3)
+        _add(self, b"/", 1)
         self.add_number(parts.tm_year + 1900, 4)
         self._add_clock(b":", &parts)
-        memcpy(self.stamp, self.block + before, 21)
+        _add(self, b" +0000]", 7)
+        memcpy(self.stamp, self.block + before, 28)
         self.at = before
         self.add_number(parts.tm_year + 1900, 4)
-        self.add(b"-", 1)
+        _add(self, b"-", 1)
         self.add_number(parts.tm_mon + 1, 2)
-        self.add(b"-", 1)
+        _add(self, b"-", 1)
         self.add_number(parts.tm_mday, 2)
         self._add_clock(b"T", &parts)
         memcpy(self.iso_stamp, self.block + before, 19)
@@ -327,11 +378,11 @@ cdef class LineBuffer:
         return 0
 
     cdef int _add_clock(self, const char* before, tm* parts) except -1:
-        self.add(before, 1)
+        _add(self, before, 1)
         self.add_number(parts.tm_hour, 2)
-        self.add(b":", 1)
+        _add(self, b":", 1)
         self.add_number(parts.tm_min, 2)
-        self.add(b":", 1)
+        _add(self, b":", 1)
         return self.add_number(parts.tm_sec, 2)
 
     cdef int pad(self, Py_ssize_t start, int width) except -1:
@@ -341,7 +392,7 @@ cdef class LineBuffer:
         cdef char* begin
         if missing <= 0:
             return 0
-        self.room(missing)
+        _make_room(self, missing)
         begin = self.block + start
         if width > 0:
             memmove(begin + missing, begin, length)
@@ -353,7 +404,7 @@ cdef class LineBuffer:
 
 
 @cython.final
-cdef class AccessLines(LineBuffer):
+cdef class AccessLines:
     """A line for each exchange, until somebody takes them.
 
     Resource handling: keeps at most LINES_MOST bytes; a line beyond them is dropped and
@@ -369,10 +420,12 @@ cdef class AccessLines(LineBuffer):
         `sample`: the share of the other requests that have a line; those that fail (a status
         from 500 on) always have one. `wake(None)` and `full()` are called in the thread of
         the exchanges. `seed`: 8 random bytes."""
-        cdef Part* part
+        cdef bytes text = b""
+        self.buffer = LineBuffer()
         self.wake = wake
         self.full = full
         self.names = names or {}
+        self.excludes = bool(excluded)
         self.excluded = frozenset([path for path in excluded if not path.endswith(b"*")])
         self.excluded_below = tuple(
             [path.removesuffix(b"*") for path in excluded if path.endswith(b"*")]
@@ -384,17 +437,30 @@ cdef class AccessLines(LineBuffer):
         if self.parts == NULL:
             raise MemoryError()
         for what, style, width, argument in parts:
-            part = &self.parts[self.count]
-            part.what = PARTS.index(what)
-            part.style = STYLES.index(style)
-            part.width = width
-            self.kept.append(<bytes?>argument)
-            part.argument = <void*>argument
-            self._ask_for(part.what)
-            self.count += 1
+            if what == "text" and not width:
+                text += argument
+            else:
+                self._add_part(PARTS.index(what), STYLES.index(style), width, text, argument)
+                text = b""
+        self._add_part(END, STYLE_WORD, 0, text + b"\n", b"")
 
     def __dealloc__(self):
         PyMem_Free(self.parts)
+
+    cdef int _add_part(
+        self, int what, int style, int width, bytes text, bytes argument
+    ) except -1:
+        cdef Part* part = &self.parts[self.count]
+        self.kept += [text, argument]
+        part.what = what
+        part.style = style
+        part.width = width
+        part.text = PyBytes_AS_STRING(text)
+        part.text_length = PyBytes_GET_SIZE(text)
+        part.argument = PyBytes_AS_STRING(argument)
+        part.argument_length = PyBytes_GET_SIZE(argument)
+        self.count += 1
+        return self._ask_for(what)
 
     cdef int _ask_for(self, int what) except -1:
         if what == ASKED or what == USER:
@@ -413,10 +479,11 @@ cdef class AccessLines(LineBuffer):
 
     def take(self):
         """The lines so far, as `bytes`, and how many more were dropped."""
-        cdef bytes lines = PyBytes_FromStringAndSize(self.block, self.used)
-        cdef Py_ssize_t dropped = self.dropped
-        self.used = 0
-        self.dropped = 0
+        cdef LineBuffer buffer = self.buffer
+        cdef bytes lines
+        cdef Py_ssize_t dropped
+        lines, buffer.used = PyBytes_FromStringAndSize(buffer.block, buffer.used), 0
+        dropped, self.dropped = self.dropped, 0
         return lines, dropped
 
     def write(
@@ -454,7 +521,7 @@ cdef class AccessLines(LineBuffer):
         new one."""
         cdef Entry entry
         cdef bytes id = self._identify(headers, trusted) if self.wants_id else None
-        if self._excludes(raw_path):
+        if self.excludes and self._excludes(raw_path):
             return None
         entry = Entry.__new__(Entry)
         entry.id = id
@@ -492,12 +559,20 @@ cdef class AccessLines(LineBuffer):
         if not entry.ended:     # else whoever ended it has looked at the clock
             entry.ended = monotonic()
         if self.wants_moment:
-            entry.moment = _microseconds(CLOCK_REALTIME)
+            entry.moment = entry.ended + self._since_1970(entry.ended)
         return self._append(entry)
+
+    cdef int64_t _since_1970(self, int64_t now) noexcept:
+        """What is to be added to a moment of the monotonic clock; the other one is looked at
+        once a second."""
+        if now >= self.compare_at:
+            self.offset = _microseconds(CLOCK_REALTIME) - monotonic()
+            self.compare_at = now + 1000000
+        return self.offset
 
     cdef bint _excludes(self, bytes raw_path) except -1:
         cdef bytes below
-        if self.excluded and raw_path in self.excluded:
+        if raw_path in self.excluded:
             return True
         for below in self.excluded_below:
             if raw_path.startswith(below):
@@ -545,51 +620,53 @@ cdef class AccessLines(LineBuffer):
 
     cdef int _append(self, Entry entry) except -1:
         cdef int index
-        cdef Py_ssize_t before = self.used
-        self.at = before
-        if before < LINES_MOST:
+        cdef LineBuffer buffer = self.buffer
+        cdef Py_ssize_t start = buffer.used
+        buffer.at = start
+        if start < LINES_MOST:
             for index in range(self.count):
                 self._put(&self.parts[index], entry)
-            self.add(b"\n", 1)
-        if before == self.at or self.at > LINES_MOST:
+        if start == buffer.at or buffer.at > LINES_MOST:
             self.dropped += 1
             if self.dropped == 1:
                 self.full()
             return 0
-        self.used = self.at
-        if before == 0 or (before < HURRY_AT <= self.used):
+        buffer.used = fs_keep(buffer.block, buffer.used, start, buffer.at)
+        if buffer.used == buffer.at - start or (start < HURRY_AT <= buffer.used):
             self.wake(None)
         return 0
 
     cdef int _put(self, Part* part, Entry entry) except -1:
-        cdef Py_ssize_t start = self.at
+        cdef Py_ssize_t start
         cdef int what = part.what, style = part.style
+        _add(self.buffer, part.text, part.text_length)
+        start = self.buffer.at
+        if what == END:
+            return 0
         if what == TEXT:
-            self.add(
-                PyBytes_AS_STRING(<bytes>part.argument), PyBytes_GET_SIZE(<bytes>part.argument)
-            )
+            _add(self.buffer, part.argument, part.argument_length)
         elif what == HOST:
             self._put_host(entry.client, style)
         elif what == TIME:
-            self.add_time(entry.moment, style)
+            self.buffer.add_time(entry.moment, style)
         elif what == REQUEST:
-            self.add_str(entry.method, STYLE_WORD)
-            self.add(b" ", 1)
+            self.buffer.add_str(entry.method, STYLE_WORD)
+            _add(self.buffer, b" ", 1)
             self._put_target(entry)
-            self.add(b" HTTP/1.0" if entry.is_http10 else b" HTTP/1.1", 9)
+            _add(self.buffer, b" HTTP/1.0" if entry.is_http10 else b" HTTP/1.1", 9)
         elif what == TARGET:
             self._put_target(entry)
         elif what == METHOD:
-            self.add_str(entry.method, style)
+            self.buffer.add_str(entry.method, style)
         elif what == PATH:
-            self.add_bytes(entry.raw_path, style)
+            self.buffer.add_bytes(entry.raw_path, style)
         elif what == QUERY:
             if style == STYLE_JSON or PyBytes_GET_SIZE(entry.query_string):
-                self.add_bytes(entry.query_string, style)
+                self.buffer.add_bytes(entry.query_string, style)
         elif what == VERSION:
-            self.add_str("HTTP/1.0" if entry.is_http10 else "HTTP/1.1", style)
+            self.buffer.add_str("HTTP/1.0" if entry.is_http10 else "HTTP/1.1", style)
         elif what == SCHEME:
-            self.add_str(entry.scheme, style)
+            self.buffer.add_str(entry.scheme, style)
         elif what == REASON:
             self._put_name("reason", entry.status, style)
         elif what == TLS_VERSION:
@@ -597,16 +674,16 @@ cdef class AccessLines(LineBuffer):
         elif what == TLS_CIPHER:
             self._put_name("tls_cipher", _of_tls(entry, "cipher_suite"), style)
         elif what == ID:
-            self.add_bytes(entry.id, style)
+            self.buffer.add_bytes(entry.id, style)
         elif what == USER:
             self._put_user(entry.asked, style)
         elif what == ASKED:
-            self._put_field(entry.asked, <bytes>part.argument, style)
+            self._put_field(entry.asked, part)
         elif what == ANSWERED:
-            self._put_field(entry.answered, <bytes>part.argument, style)
+            self._put_field(entry.answered, part)
         else:
             self._put_number(part, entry)
-        return self.pad(start, part.width) if part.width else 0
+        return self.buffer.pad(start, part.width) if part.width else 0
 
     cdef int _put_number(self, Part* part, Entry entry) except -1:
         cdef int64_t number = -1        # none
@@ -631,44 +708,45 @@ cdef class AccessLines(LineBuffer):
         elif what == QUEUED and entry.called:
             number = entry.called - entry.begun
         if number < 0:
-            return self.add_none(part.style)
-        self.add_number(number, 1)
+            return self.buffer.add_none(part.style)
+        self.buffer.add_number(number, 1)
         if what == DECIMAL_SECONDS:
-            self.add(b".", 1)
-            self.add_number(duration % 1000000, 6)
+            _add(self.buffer, b".", 1)
+            self.buffer.add_number(duration % 1000000, 6)
         return 0
 
     cdef int _put_target(self, Entry entry) except -1:
-        self.add_bytes(entry.raw_path, STYLE_WORD)
+        self.buffer.add_bytes(entry.raw_path, STYLE_WORD)
         if PyBytes_GET_SIZE(entry.query_string):
-            self.add(b"?", 1)
-            self.add_bytes(entry.query_string, STYLE_WORD)
+            _add(self.buffer, b"?", 1)
+            self.buffer.add_bytes(entry.query_string, STYLE_WORD)
         return 0
 
     cdef int _put_host(self, object client, int style) except -1:
         """A proxy may have told it, and a unix socket's peer may choose its own name."""
         cdef object host = client
-        if isinstance(client, tuple) and client:
+        if isinstance(client, tuple) and PyTuple_GET_SIZE(client):
             host = (<tuple>client)[0]
-        return self.add_str(host if isinstance(host, str) else None, style)
+        return self.buffer.add_str(host if isinstance(host, str) else None, style)
 
-    cdef int _put_field(self, tuple fields, bytes name, int style) except -1:
+    cdef int _put_field(self, tuple fields, Part* part) except -1:
         """The values of all fields of this name, with a comma between them."""
         cdef bytes value, found = None
         cdef object pair
         for pair in fields or ():
-            value = _value_of(pair, name)
+            value = _value_of(pair, part.argument, part.argument_length)
             if value is not None:
                 found = value if found is None else found + b", " + value
-        return self.add_bytes(found, style)
+        return self.buffer.add_bytes(found, part.style)
 
     cdef int _put_user(self, tuple fields, int style) except -1:
         """The user's name in Basic credentials (RFC 7617); nobody has checked it here."""
         cdef bytes value = None, name
         cdef object pair
+        cdef const char* colon
         cdef Py_ssize_t length
         for pair in fields or ():
-            value = _value_of(pair, AUTHORIZATION)
+            value = _value_of(pair, b"authorization", 13)
             if value is not None and value[:6].lower() == b"basic ":
                 value = value[6:].strip()
                 name = PyBytes_FromStringAndSize(NULL, PyBytes_GET_SIZE(value))
@@ -676,20 +754,23 @@ cdef class AccessLines(LineBuffer):
                     PyBytes_AS_STRING(name), PyBytes_AS_STRING(value), PyBytes_GET_SIZE(value)
                 )
                 if length > 0:
-                    return self.add_bytes(name[:length].partition(b":")[0] or None, style)
+                    colon = <const char*>memchr(PyBytes_AS_STRING(name), c":", length)
+                    if colon != NULL:
+                        length = colon - PyBytes_AS_STRING(name)
+                    return self.buffer.add_escaped(PyBytes_AS_STRING(name), length, style)
                 break
-        return self.add_none(style)
+        return self.buffer.add_none(style)
 
     cdef int _put_name(self, str kind, object number, int style) except -1:
         cdef dict names = self.names.get(kind)
-        return self.add_bytes(None if names is None else names.get(number), style)
+        return self.buffer.add_bytes(None if names is None else names.get(number), style)
 
 
 cdef object _of_tls(Entry entry, str key):
     return None if entry.tls is None else entry.tls.get(key)
 
 
-cdef bytes _value_of(object pair, bytes name):
+cdef bytes _value_of(object pair, const char* name, Py_ssize_t length):
     """The value of this field, if it has that name. An application's may be anything."""
     cdef object field, value
     if isinstance(pair, tuple) and PyTuple_GET_SIZE(pair) == 2:
@@ -702,8 +783,11 @@ cdef bytes _value_of(object pair, bytes name):
         return None
     if (
         isinstance(field, bytes) and isinstance(value, bytes)
-        and PyBytes_GET_SIZE(field) == PyBytes_GET_SIZE(name)
-        and fs_is_name(PyBytes_AS_STRING(field), PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name))
+        and PyBytes_GET_SIZE(field) == length
+        and fs_is_name(PyBytes_AS_STRING(field), name, length)
     ):
-        return value
+        # Not of a subclass, whose methods are Python code.
+        if PyBytes_CheckExact(value):
+            return value
+        return PyBytes_FromStringAndSize(PyBytes_AS_STRING(value), PyBytes_GET_SIZE(value))
     return None

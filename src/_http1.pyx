@@ -322,7 +322,7 @@ cdef class Http1Connection(Protocol):
                 exchange.leave_gate()
             self.exchange = None
             exchange.disconnect(True)
-            exchange.log_access()
+            exchange.account()
         return 0
 
     cdef int resume_writing(self) except -1:
@@ -471,7 +471,7 @@ cdef class Http1Connection(Protocol):
         cdef dict scope = PyDict_Copy(factory.scope)
         cdef dict tls = self.transport.tls
         cdef str path = parser.path
-        cdef bint upgrades = False
+        cdef bint upgrades = False, told = False
         if parser.upgrade is not None and factory.upgrade is not None:
             exchange = factory.upgrade.build(parser.upgrade, parser.method)
             upgrades = exchange is not None
@@ -506,14 +506,16 @@ cdef class Http1Connection(Protocol):
         else:
             scope["extensions"] = self.extensions = factory.take_extensions(tls)
         if self.origin is not None:
-            self._tell_origin(exchange, scope)
+            told = self._tell_origin(scope)
         if factory.state is not None:
             scope["state"] = factory.state.copy()
         if factory.access is not None:
             exchange.entry = factory.access.begin(
                 parser.method, parser.raw_path, parser.query_string, parser.minor_version,
-                parser.headers, scope["client"], scope["scheme"], tls,
-                self.origin is not None,
+                parser.headers,
+                scope["client"] if told else self.transport.client,
+                scope["scheme"] if told else "http" if tls is None else "https",
+                tls, self.origin is not None,
             )
         if factory.row is not None:
             exchange.begun = monotonic() if exchange.entry is None else exchange.entry.begun
@@ -533,14 +535,14 @@ cdef class Http1Connection(Protocol):
             exchange.opened(scope, parser.chunked or parser.content_length > 0)
         return 0
 
-    cdef int _tell_origin(self, HttpExchange exchange, dict scope) except -1:
-        """What a trusted peer says of the request goes into its scope."""
+    cdef bint _tell_origin(self, dict scope) except -1:
+        """What a trusted peer says of the request goes into its scope; whether it says any."""
         cdef Origin origin = self.origin
         cdef list headers = self.parser.headers
         cdef Py_ssize_t line
         if not origin.resolve(headers, self.transport.tls is not None):
             scope["client"] = self.transport.client
-            return 0
+            return False
         if origin.has_client:
             scope["client"] = origin.client
         else:
@@ -556,7 +558,7 @@ cdef class Http1Connection(Protocol):
                 headers.append((b"host", origin.host))
             else:
                 headers[line] = (b"host", origin.host)
-        return 0
+        return True
 
     cdef int _take_body(self) except -1:
         cdef Py_ssize_t length = self.parser.piece_length
@@ -612,7 +614,7 @@ cdef class Http1Connection(Protocol):
             exchange.progress = ABANDONED
             exchange.disconnect(False)
         if HEAD_WRITTEN <= progress < COMPLETE:
-            exchange.log_access()
+            exchange.account()
             if exchange.framing == FRAMING_CLOSE and progress != LEAVING:
                 self.closing = True
                 return transport.abort()
@@ -639,7 +641,7 @@ cdef class Http1Connection(Protocol):
             if exchange.entry is not None:
                 exchange.entry.keep_answered(_plain_text)
                 exchange.entry.sent = PyBytes_GET_SIZE(body)
-            exchange.log_access()
+            exchange.account()
         elif self.factory.row is not None:
             count_response(self.factory.row.figures, status)
         return 0
@@ -1228,7 +1230,7 @@ cdef class HttpExchange(Conversation):
         self.more_body = None
         self.buffered = 0
         self.wake_all()
-        self.log_access()
+        self.account()
         if not self.lost:
             self.connection._response_complete(self)
         return 0
@@ -1240,7 +1242,7 @@ cdef class HttpExchange(Conversation):
             self.factory.access.start(self.entry, status)
         return 0
 
-    cdef int log_access(self) except -1:
+    cdef int account(self) except -1:
         """It has ended, in one way or the other: it is counted, and has its line."""
         cdef Entry entry = self.entry
         cdef Figures* figures

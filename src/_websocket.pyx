@@ -903,7 +903,7 @@ cdef class WebSocketExchange(HttpExchange):
         self.answered(101)
         self.leave_gate()
         self.progress = COMPLETE
-        self.log_access()
+        self.account()
         if session.row is not None:
             session.row.figures.websockets += 1
         self.session = session

@@ -138,6 +138,16 @@ def test_many_lines_are_kept_together() -> None:
     assert lines == [f"/{'x' * 3000} {status}" for status in range(200, 300)]
 
 
+def test_fields_of_a_type_of_their_own() -> None:
+    """No method of what an application has sent runs in the middle of a line."""
+
+    class Value(bytes):
+        __add__ = lower = strip = pytest.fail
+
+    answered = [(Value(b"X"), Value(b"1")), (b"x", Value(b"2"))]
+    assert written("%({x}o)s", {"answered": answered}) == "1, 2\n"
+
+
 # The atoms.
 
 ATOM_CASES = {

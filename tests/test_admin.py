@@ -262,6 +262,30 @@ def test_no_counter_falls(watched: Start, kind: str) -> None:
     assert server.metrics()[STATUS % "200"] == 70
 
 
+def test_a_new_program_counts_from_the_beginning(watched: Start) -> None:
+    """On the same admin listener; StatsD, which is told of differences, misses none."""
+    with Receiver() as receiver:
+        server = watched("-w", "2", "--statsd-host", receiver.text).is_ready()
+
+        def ask(times: int) -> None:
+            for _ in range(times):
+                with server.connect() as client:
+                    assert client.get("/").status == 200
+
+        ask(10)
+        found = server.metrics()
+        assert (found[STATUS % "200"], found["fastserve_connections_accepted_total"]) == (10, 10)
+        old = {worker["pid"] for worker in server.workers()}
+        server.send_signal(signal.SIGUSR2)
+        assert server.popen.wait(6 * PATIENCE) == 0
+        assert server.is_ready().has(generation=1, connections_accepted_total=0)
+        assert not old & {worker["pid"] for worker in server.workers()}
+        ask(5)
+        found = server.metrics()
+        assert (found[STATUS % "200"], found["fastserve_connections_accepted_total"]) == (5, 5)
+        receiver.waits_for("fastserve.requests", 15)
+
+
 def test_a_worker_that_was_recycled(watched: Start) -> None:
     server = watched("--max-requests", "5").is_ready()
     with Load(server.address) as load:

@@ -43,6 +43,7 @@ from process import (
     needs,
     others_environment,
     refuses,
+    workers_of,
 )
 
 from fastserve import Config
@@ -505,13 +506,13 @@ class Service:
         self.log = folder / "access.log"
         self.processes: list[Process] = []
 
-    def start(self) -> Process:
+    def start(self, *options: str) -> Process:
         """One more process, which is served when this returns."""
         command = shlex.split(SERVICE["ExecStart"].replace("/etc/web/web.toml", OPTIONS))
         assert command[0].endswith("/bin/fastserve")
         process = activated(
             *command[1:],
-            *("-k", self.worker, "--access-logfile", str(self.log), "deployed:app"),
+            *("-k", self.worker, "--access-logfile", str(self.log), *options, "deployed:app"),
             sockets=[self.listening],
             NOTIFY_SOCKET=str(self.state.getsockname()),
         )
@@ -610,6 +611,27 @@ def test_nobody_notices_a_reload(
         load.goes_on("a restart")
     finally:
         load.end()
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.parametrize("proxy", [Nginx, HAProxy])
+def test_nobody_notices_new_workers(
+    service: Service, behind: Callable[..., Front], proxy: type[Front], method: str
+) -> None:
+    """Each reload of a service with several replaces them."""
+    process = service.start("-w", "2")
+    load = Load(behind(proxy, service.path), method)
+    try:
+        load.goes_on()
+        for _ in range(2):
+            service.reload(process)
+            assert service.state.recv(100).startswith(b"RELOADING=1\n")
+            load.goes_on("the beginning of a reload")
+            assert service.state.recv(100) == b"READY=1"
+            load.goes_on("a reload")
+    finally:
+        load.end()
+    assert len(workers_of(process)) == 6
 
 
 # ------------------------------------------------------- what nobody here can start

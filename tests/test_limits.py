@@ -569,6 +569,7 @@ def test_a_thread_that_takes_too_long(serve: Serve) -> None:
     server = in_time(serve, app, interface="wsgi")
     with server.connect() as client:
         assert client.get("/slow").status == 504
+    assert "go_on.wait(PATIENCE)" in server.errors[-1].getMessage()
     go_on.set()
     with server.connect() as client:
         assert client.get("/fast").body == b"in time"

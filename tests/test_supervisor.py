@@ -792,12 +792,12 @@ def pid_in(file: Path) -> int:
     return int(text) if text.endswith("\n") else 0
 
 
-@pytest.mark.parametrize("kind", WORKERS)
+@pytest.mark.parametrize("options", [*(("-k", kind) for kind in WORKERS), ("--reuse-port",)])
 def test_a_new_program_fails_no_request(
-    changing: Callable[..., Changing], tmp_path: Path, kind: str
+    changing: Callable[..., Changing], tmp_path: Path, options: tuple[str, ...]
 ) -> None:
     path, pid_file = tmp_path / "socket", tmp_path / "pid"
-    web = changing("-k", kind, "-b", f"unix:{path}", "-p", str(pid_file))
+    web = changing(*options, "-b", f"unix:{path}", "-p", str(pid_file))
     old = web.server.popen.pid
     with Load(web.address) as load:
         load.waits_for(1)

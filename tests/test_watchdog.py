@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from conftest import PATIENCE, WORKERS, Serve, request, respond
-from process import Process, ends, eventually, slowly, workers_of
+from process import DRAINING, Process, ends, eventually, slowly, workers_of
 
 from fastserve import stacks
 from fastserve._shared import Table
@@ -118,9 +118,9 @@ def start() -> Iterator[Start]:
     """Start tests/apps/stuck.py in two processes; they end with the test."""
     with contextlib.ExitStack() as stack:
 
-        def start(*options: str, **env: str) -> Process:
-            arguments = ("-w", "2", "-b", "127.0.0.1:0", *options, "stuck:app")
-            server = Process(*arguments, env=env)
+        def start(*options: str, app: str = "stuck:app", **more: Any) -> Process:
+            arguments = ("-w", "2", "-b", "127.0.0.1:0", *options, app)
+            server = Process(*arguments, **more)
             stack.callback(server.end)
             return server
 
@@ -206,7 +206,7 @@ def test_a_machine_that_was_stopped(start: Start) -> None:
 def test_a_loop_need_not_turn_for_us_at_the_end(start: Start, tmp_path: Path) -> None:
     """A worker that was told to end by somebody else has its time for lifespan shutdown."""
     gate = tmp_path / "gate"
-    server = start("-t", "0.5", GATE=str(gate))
+    server = start("-t", "0.5", env={"GATE": str(gate)})
     assert server.address
     leaving = workers_of(server)[0]
     os.kill(leaving, signal.SIGTERM)
@@ -215,6 +215,39 @@ def test_a_loop_need_not_turn_for_us_at_the_end(start: Start, tmp_path: Path) ->
     gate.touch()
     server.logs(rf"worker {leaving} has exited with status 0")
     assert not any("has not turned" in line for line in server.err.lines)
+
+
+# The same command, with little time for this.
+IMPATIENT = "from fastserve import cli, supervisor; supervisor.%s = 1.0; cli.main()"
+
+
+@pytest.mark.parametrize("kind", WORKERS)
+def test_a_worker_that_does_not_end_says_why(start: Start, kind: str) -> None:
+    server = start("-k", kind, "-t", "0", python=("-c", IMPATIENT % "HURRY"))
+    with server.connect() as client:
+        victim = int(client.get("/pid").body)
+        client.sendall(request("GET", "/asleep"))
+        server.send_signal(signal.SIGTERM)
+        server.logs(DRAINING)
+        server.send_signal(signal.SIGTERM)  # and now in a hurry
+        server.logs(rf"worker {victim} did not end in time: it has to say why")
+        server.logs(rf"\[{victim}\] ERROR the threads stand at")
+        server.logs(r"stuck.py.* in asleep$")
+        server.logs(rf"worker {victim}, which was to end, has exited with status 1")
+    assert server.wait() == 0
+
+
+def test_an_import_that_does_not_end_says_why(start: Start, tmp_path: Path) -> None:
+    """Nothing in the process listens yet: the interpreter says it."""
+    (tmp_path / "slow.py").write_text("import time\ntime.sleep(600)\n")
+    arguments = ("--startup-timeout", "0.1", "--app-dir", str(tmp_path))
+    server = start(*arguments, app="slow:app", python=("-c", IMPATIENT % "IMPORT"))
+    victim = server.logs(r"worker (\d+) did not start in time: it has to say why", 3 * PATIENCE)[1]
+    server.logs(rf"worker {victim} cannot say where it hangs: sending SIGABRT")
+    server.logs(r"slow.py\", line 2 in <module>$")
+    line = f"fastserve: error: worker {victim} was ended by SIGABRT before it was ready"
+    assert server.wait() == 1
+    assert line in server.err.all()
 
 
 def test_who_has_how_much_time() -> None:

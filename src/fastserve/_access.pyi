@@ -4,10 +4,11 @@ from typing import Any, final
 @final
 class Entry: ...
 
+@final
 class LineBuffer: ...
 
 @final
-class AccessLines(LineBuffer):
+class AccessLines:
     def __init__(
         self,
         parts: Iterable[tuple[str, str, int, bytes]],

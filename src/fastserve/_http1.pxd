@@ -119,7 +119,7 @@ cdef class Http1Connection(Protocol):
     cdef int _tell_eof(self) except -1
     cdef int _keep(self, const char* data, Py_ssize_t length) except -1
     cdef int _begin(self) except -1
-    cdef int _tell_origin(self, HttpExchange exchange, dict scope) except -1
+    cdef bint _tell_origin(self, dict scope) except -1
     cdef int _take_body(self) except -1
     cdef bint _may_spawn(self) except -1
     cdef int _spawn(self) except -1
@@ -201,7 +201,7 @@ cdef class HttpExchange(Conversation):
     ) except -1
     cdef bint _leaves_too_much(self, bint more_body) noexcept
     cdef int answered(self, int status) except -1
-    cdef int log_access(self) except -1
+    cdef int account(self) except -1
     cdef int _write_head(self, Py_ssize_t length, bint more_body) except -1
     cdef int _write_body(
         self, bytes body, File file, Py_ssize_t start, Py_ssize_t length, bint more_body

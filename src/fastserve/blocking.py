@@ -38,6 +38,7 @@ class Attended:
     """
 
     def __init__(self, worker: Worker) -> None:
+        self.thread = 0  # the id of the one that runs the function
         self._worker = worker
         self._one_at_a_time = threading.Lock()
         self._answers: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
@@ -115,10 +116,12 @@ class Attended:
         # Whoever is second of this and `attend` sees what the other has set.
         self._begun = True
         if not self._abandoned:
+            self.thread = threading.get_ident()
             try:
                 function()
             except BaseException as error:
                 self._error = error
+            self.thread = 0
         self._worker.call_threadsafe(self._end)
 
     def _take(self, errand: Callable[[], Awaitable[Any]], is_awaited: bool) -> None:

@@ -134,6 +134,8 @@ class Commands:
         worker.call_threadsafe(self._abandoned)
         # One that is stuck must not stay for ever.
         time.sleep(self._server.config.stop_timeout)
+        logger.error("this worker did not end in time")
+        _explain(worker)
         os._exit(1)
 
     def _abandoned(self) -> None:
@@ -142,7 +144,7 @@ class Commands:
 
 
 def _explain(worker: Worker) -> None:
-    """What the loop cannot do, since it hangs."""
+    """What the loop may not be able to do, since it hangs."""
     logger.error("the threads stand at\n%s", stacks.of_threads().rstrip())
     logger.error("the tasks stand at\n%s", stacks.of_tasks(worker.tasks()).rstrip())
 

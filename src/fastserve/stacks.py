@@ -23,6 +23,8 @@ FRAMES = ("cr_frame", "gi_frame", "ag_frame")
 AWAITED = ("cr_await", "gi_yieldfrom", "ag_await")
 # Types that hold the tasks which a coroutine waits for: asyncio's and anyio's, and trio's.
 GROUPS = ("TaskGroup", "Nursery")
+# And those that have a thread work for it, whose id is their `thread`: ours.
+ATTENDED = ("Attended",)
 
 NOWHERE = "  (not in Python code)\n"
 
@@ -50,7 +52,8 @@ def of_coroutine(coroutine: Any) -> str:
 
 
 def of_call(coroutine: Any) -> str:
-    """The same, with the tasks in the groups that these have open, and in theirs."""
+    """The same, with the tasks in the groups that these have open, and in theirs, and the threads
+    that they wait for."""
     seen: set[int] = set()
     left = [coroutine]
     parts: list[str] = []
@@ -58,6 +61,9 @@ def of_call(coroutine: Any) -> str:
         frames = list(_awaited(left.pop(0)))
         parts.append(_of_frames(frames))
         for frame in frames:
+            for each in _values(frame, ATTENDED, seen):
+                if each.thread:
+                    parts[-1] += f"and in a thread of its own\n{of_thread(each.thread)}"
             left += _children(frame, seen)
     return "and in a task of its own\n".join(parts)
 
@@ -89,13 +95,19 @@ def _children(frame: FrameType, seen: set[int]) -> list[Any]:
     """The coroutines of the tasks in groups that it has as local variables and that were not
     `seen` before."""
     found: list[Any] = []
-    for value in frame.f_locals.values():
-        if type(value).__name__ in GROUPS and id(value) not in seen:
-            seen.add(id(value))
-            nursery: Any = getattr(value, "_nursery", value)
-            tasks: Any = getattr(nursery, "child_tasks", None) or getattr(value, "_tasks", ())
-            found += [task.get_coro() if hasattr(task, "get_coro") else task.coro for task in tasks]
+    for value in _values(frame, GROUPS, seen):
+        nursery: Any = getattr(value, "_nursery", value)
+        tasks: Any = getattr(nursery, "child_tasks", None) or getattr(value, "_tasks", ())
+        found += [task.get_coro() if hasattr(task, "get_coro") else task.coro for task in tasks]
     return found
+
+
+def _values(frame: FrameType, types: Iterable[str], seen: set[int]) -> Iterator[Any]:
+    """Its local variables of types of these names that were not `seen` before."""
+    for value in frame.f_locals.values():
+        if type(value).__name__ in types and id(value) not in seen:
+            seen.add(id(value))
+            yield value
 
 
 def _awaited(awaitable: Any) -> Iterator[FrameType]:

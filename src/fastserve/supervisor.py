@@ -89,7 +89,7 @@ MOST_PROCESSES = 4096
 IMPORT = 60.0
 # What is left of a worker's life when nobody wants to wait: its own HURRY, twice, and a bit.
 HURRY = 12.0
-# For a worker whose loop hangs to say where, and then to end.
+# For a worker whose time is over to say where it stands, and then to end.
 LAST_WORDS = 5.0
 
 
@@ -121,7 +121,8 @@ class Process:
     generation: Generation
     row: Row
     state: State = State.STARTING
-    deadline: float = math.inf  # when it is killed, unless it has got further by then
+    deadline: float = math.inf  # when its time is over, unless it has got further by then
+    pressed: int = 0  # how often its time was over
     started_at: float = field(default_factory=time.monotonic)
     ready_at: float = math.inf
     pulse: Pulse | None = None  # of its loop, if that may not hang for ever
@@ -375,20 +376,28 @@ class Supervisor:
         )
         self._replaced["hung"] += 1
         process.state = State.HANGING
-        process.deadline = time.monotonic() + LAST_WORDS
-        process.channel.send(do="explain")
+        self._press(process)
 
     def _overdue(self, process: Process) -> None:
-        if process.state is State.HANGING:
+        if process.pressed == 0:
+            what = "start" if process.state is State.STARTING else "end"
+            logger.error("worker %d did not %s in time: it has to say why", process.pid, what)
+        self._press(process)
+
+    def _press(self, process: Process) -> None:
+        """Its time is over: it has to say where it stands and to end. If it cannot, the interpreter
+        says it."""
+        process.deadline = time.monotonic() + LAST_WORDS
+        process.pressed += 1
+        if process.pressed == 1:
+            process.channel.send(do="explain")
+        elif process.pressed == 2:
             logger.error("worker %d cannot say where it hangs: sending SIGABRT", process.pid)
-            process.state = State.DRAINING
-            process.deadline = time.monotonic() + LAST_WORDS
             os.kill(process.pid, signal.SIGABRT)
-            return
-        what = "start" if process.state is State.STARTING else "end"
-        logger.error("worker %d did not %s in time, and is killed", process.pid, what)
-        process.deadline = math.inf
-        os.kill(process.pid, signal.SIGKILL)
+        else:
+            logger.error("worker %d did not even end by that, and is killed", process.pid)
+            process.deadline = math.inf
+            os.kill(process.pid, signal.SIGKILL)
 
     def _give_up(self, text: str, exit_status: int) -> None:
         self._error = ServerError(text, exit_status)
