@@ -1026,7 +1026,7 @@ cdef class HttpExchange(Conversation):
         elif self.framing == FRAMING_LENGTH:
             self._check_length(message, key, self.length_left, length, more_body)
         self._write_body(body, file, start, length, more_body)
-        self._flush()
+        self._flush(more_body)
         if not more_body and self.progress != BODY_WRITTEN:
             if file is not None and transport.choked and not self.lost:
                 # What is in the file is not ours yet: it may be changed or cut short.
@@ -1058,7 +1058,7 @@ cdef class HttpExchange(Conversation):
         if count == 0 or self.is_http10:
             return self.done(0)
         head.append_to(self.connection.transport.output())
-        self._flush()
+        self._flush(False)
         return self._sent(0)
 
     cdef object _send_trailers(self, dict message):
@@ -1075,19 +1075,28 @@ cdef class HttpExchange(Conversation):
         lines.append_to(out)
         if not more_trailers:
             out.append(b"\r\n", 2)
-        self._flush()
+        self._flush(False)
         if more_trailers:
             return self._sent(0)
         self._complete()
         return self.done(0)
 
-    cdef int _flush(self) except -1:
-        """Hand over what was appended, unless it leaves with what the batch's others send."""
+    cdef int _flush(self, bint more_body) except -1:
+        """Hand over what was appended, unless it leaves with what the batch's others send, or, with
+        `more_body`, with what the application sends before it waits for something."""
         # A reference of our own: connection_lost, which this may bring about, drops the other.
         cdef Transport transport = self.connection.transport
-        if not self.connection.parsing or transport.output().pending > COLLECT:
-            return transport.flush()
-        return 0
+        if transport.output().pending <= COLLECT:
+            if self.connection.parsing:
+                return 0
+            if self.in_step and more_body:
+                self.collected = True
+                return 0
+        return transport.flush()
+
+    cdef int step_ended(self) except -1:
+        cdef Transport transport = self.connection.transport
+        return 0 if transport is None else transport.flush()
 
     cdef int _refuse_body(self, str kind) except -1:
         """Raise what says why this message may not come now."""

@@ -172,7 +172,7 @@ cdef class HttpExchange(Conversation):
     cdef bint is_over(self) noexcept
     cdef object when_over(self)
     cdef int _check_unstarted(self, str kind) except -1
-    cdef int _flush(self) except -1
+    cdef int _flush(self, bint more_body) except -1
     cdef int opened(self, dict scope, bint has_body) except -1
     cdef bint is_late(self, int64_t now) noexcept
     cdef int body_arrived(self, const char* data, Py_ssize_t length) except -1
