@@ -13,7 +13,7 @@ from cpython.bytearray cimport (
 from cpython.bytes cimport PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.dict cimport PyDict_Copy
 from cpython.object cimport PyObject
-from libc.stdint cimport INT64_MAX
+from libc.stdint cimport INT64_MAX, uint64_t
 
 from fastserve._conversation import ClientDisconnected
 
@@ -278,6 +278,23 @@ cdef class Http1Connection(Protocol):
             return self._update_reading()
         return self._consume(data, length)
 
+    cdef Py_ssize_t content_ahead(self) noexcept:
+        cdef HttpExchange exchange = self.exchange
+        cdef uint64_t ahead
+        if (
+            exchange is None or exchange.request_complete
+            or self.unparsed is not None or self.closing or self.eof
+        ):
+            return 0
+        ahead = self.parser.content_ahead()
+        # A short piece is copied sooner than it is received by a call of its own.
+        return <Py_ssize_t>min(ahead, <uint64_t>BODY_PIECE) if ahead >= BODY_PIECE_LEAST else 0
+
+    cdef int content_received(self, bytes content) except -1:
+        self.parser.pass_content(PyBytes_GET_SIZE(content))
+        self._take_body(content)
+        return self._consume(b"", 0)
+
     cdef int eof_received(self) except -1:
         self.eof = True
         if self.exchange is not None:
@@ -417,7 +434,7 @@ cdef class Http1Connection(Protocol):
                 begun += 1
                 self._begin()
             elif event == DATA:
-                self._take_body()
+                self._take_body(None)
             elif event == END:
                 self.discarding = False
                 if exchange is not None:
@@ -545,7 +562,8 @@ cdef class Http1Connection(Protocol):
                 headers[line] = (b"host", origin.host)
         return 0
 
-    cdef int _take_body(self) except -1:
+    cdef int _take_body(self, bytes content) except -1:
+        """The parser's present piece of the body, which is `content`, or in the block."""
         cdef Py_ssize_t length = self.parser.piece_length
         self.body_received += length
         if self.discarding:
@@ -555,7 +573,9 @@ cdef class Http1Connection(Protocol):
         elif 0 <= self.factory.limit_body < self.body_received:
             self.refuse(413, "The request body is too large.")
         else:
-            self.exchange.body_arrived(self.parser.piece, length)
+            if content is None:
+                content = PyBytes_FromStringAndSize(self.parser.piece, length)
+            self.exchange.body_arrived(content)
         return 0
 
     cdef bint _may_spawn(self) except -1:
@@ -1275,10 +1295,9 @@ cdef class HttpExchange(Conversation):
                     connection._settle()
         return None
 
-    cdef int body_arrived(self, const char* data, Py_ssize_t length) except -1:
-        cdef bytes piece = PyBytes_FromStringAndSize(data, length)
+    cdef int body_arrived(self, bytes piece) except -1:
         self.owes_continue = False      # the client did not wait for it
-        self.buffered += length
+        self.buffered += PyBytes_GET_SIZE(piece)
         if self.body is None:
             self.body = piece
         elif self.more_body is None:

@@ -540,6 +540,14 @@ cdef class RequestParser:
         """From the first byte of a request line until END; also after INVALID."""
         return self._state > BETWEEN_CR
 
+    cdef uint64_t content_ahead(self) noexcept:
+        """How many of the next bytes are the body's and nothing else, as far as is known."""
+        return self._remaining if self._state == SIZED_BODY or self._state == CHUNK_DATA else 0
+
+    cdef void pass_content(self, Py_ssize_t length) noexcept:
+        """So many of them were received, and are not shown to `next`."""
+        self._body_piece(NULL, length)
+
     cdef void release(self) noexcept:
         """Drop the references to the facts, but for the method. Safe at any time:
         while a head is being read there is nothing to drop yet."""

@@ -805,8 +805,46 @@ def test_large_bodies(serve: Serve) -> None:
             (["Transfer-Encoding: chunked"], chunked(body[:1000], body[1000:])),
             (["Transfer-Encoding: chunked"], chunked(*(body[n : n + 999] for n in starts))),
         ]:
-            client.sendall(lines("PUT / HTTP/1.1", "Host: test", *fields, body=sent))
+            message = lines("PUT / HTTP/1.1", "Host: test", *fields, body=sent)
+            client.sendall(message + request("PUT", "/", body=b"after"))
             assert client.read_response().body == body
+            assert client.read_response().body == b"after"
+
+
+def test_large_body_that_is_cut(serve: Serve) -> None:
+    """What has come is told before the end is."""
+    seen: queue.Queue[bytes] = queue.Queue()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        pieces = []
+        while (message := await receive())["type"] == "http.request":
+            pieces.append(message["body"])
+        seen.put(b"".join(pieces))
+
+    server = serve(app, lifespan="off")
+    body = bytes(range(256)) * 4 * 1024
+    for fields, sent in [
+        ([f"Content-Length: {4 * MIB}"], body),
+        (["Transfer-Encoding: chunked"], b"400000\r\n" + body),
+    ]:
+        with server.connect() as client:
+            client.sendall(lines("PUT / HTTP/1.1", HOST, *fields, body=sent))
+            client.shutdown(socket.SHUT_WR)
+            assert seen.get(timeout=PATIENCE) == body
+
+
+def test_large_chunk_is_limited(serve: Serve) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        while (await receive())["type"] == "http.request":
+            pass
+
+    server = serve(app, lifespan="off", limit_request_body=MIB)
+    with server.connect() as client:
+        client.sendall(lines("PUT / HTTP/1.1", HOST, CODED, body=b"400000\r\n"))
+        push(client, bytes(2 * MIB))
+        assert client.read_response().status == 413
+        assert client.is_closed_by_peer()
+    assert server.errors == []
 
 
 def test_more_body_is_told_truly(serve: Serve) -> None:

@@ -13,6 +13,8 @@ from fastserve._transport cimport Protocol, ProtocolFactory, Stage, Transport
 
 cdef enum:
     BODY_BUFFER = 64 * 1024         # received body the application has not taken: reading pauses
+    BODY_PIECE = 64 * 1024          # of a body, received into an object of its own
+    BODY_PIECE_LEAST = 16 * 1024
     PIPELINE_BUFFER = 64 * 1024     # received behind the current request: reading pauses
     PIPELINE_BATCH = 64             # requests answered before the loop gets its turn
     COLLECT = 128 * 1024            # output collected while an application runs
@@ -116,7 +118,7 @@ cdef class Http1Connection(Protocol):
     cdef int _begin(self) except -1
     cdef dict _offer(self, bint upgrades)
     cdef int _tell_origin(self, HttpExchange exchange, dict scope) except -1
-    cdef int _take_body(self) except -1
+    cdef int _take_body(self, bytes content) except -1
     cdef bint _may_spawn(self) except -1
     cdef int _spawn(self) except -1
     cdef int _give_up(self) except -1
@@ -175,7 +177,7 @@ cdef class HttpExchange(Conversation):
     cdef int _flush(self, bint more_body) except -1
     cdef int opened(self, dict scope, bint has_body) except -1
     cdef bint is_late(self, int64_t now) noexcept
-    cdef int body_arrived(self, const char* data, Py_ssize_t length) except -1
+    cdef int body_arrived(self, bytes piece) except -1
     cdef int disconnect(self, bint lost) except -1
     cdef object start(self, str kind, dict message)
     cdef object send_body(self, dict message)

@@ -58,6 +58,8 @@ cdef class RequestParser:
 
     cdef int next(self, const char* data, Py_ssize_t length, Py_ssize_t* consumed) except -1
     cdef bint in_message(self) noexcept
+    cdef uint64_t content_ahead(self) noexcept
+    cdef void pass_content(self, Py_ssize_t length) noexcept
     cdef void release(self) noexcept
 
     cdef int _fail(self, int status, str reason) noexcept
