@@ -185,6 +185,7 @@ cdef class Http1Factory(ProtocolFactory):
         self.access = access
         self.row = row
         self.state = state
+        self.cache = FieldCache()
         self.wait_for_shutdown = wait_for_shutdown
         self.is_shutting_down = is_shutting_down
         self.root_path = root_path
@@ -251,6 +252,7 @@ cdef class Http1Factory(ProtocolFactory):
             limit_line=self.limit_line,
             limit_fields=self.limit_fields,
             limit_field_bytes=self.limit_field_bytes,
+            cache=self.cache,
         )
         return connection
 

@@ -7,7 +7,7 @@ from fastserve._conversation cimport Conversation, Host
 from fastserve._file cimport File
 from fastserve._forwarded cimport Origin, Trust
 from fastserve._headers cimport DateLine, ResponseHead
-from fastserve._parser cimport RequestParser
+from fastserve._parser cimport FieldCache, RequestParser
 from fastserve._shared cimport Row
 from fastserve._transport cimport Protocol, ProtocolFactory, Stage, Transport
 
@@ -69,6 +69,7 @@ cdef class Http1Factory(ProtocolFactory):
         Trust trust                     # None: no peer is believed
         AccessLines access              # None: there is no access log
         Row row                         # where requests are counted; None: nowhere
+        FieldCache cache                # what requests have in common
         dict scope
         dict asgi
         dict state
