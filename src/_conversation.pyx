@@ -199,7 +199,12 @@ cdef class Conversation:
         application that never suspends would keep every other one waiting."""
         self.free_calls += 1
         self.free_bytes += length
-        return self.free_calls > FREE_CALLS or self.free_bytes > FREE_BYTES
+        return self.free_calls > FREE_CALLS or self.free_bytes >= FREE_BYTES
+
+    cdef int step_ended(self) except -1:
+        """The application has suspended, returned or raised, and something was collected while it
+        ran that is to leave before anything else happens."""
+        raise NotImplementedError
 
     cdef int wake_all(self) except -1:
         cdef list waiters = self.waiters
@@ -381,6 +386,7 @@ cdef class ApplicationCall:
         cdef Conversation conversation = self.conversation
         cdef dict scope
         cdef object context = None
+        cdef int outcome
         try:
             if self.inner is None:
                 scope = conversation.scope
@@ -391,7 +397,15 @@ cdef class ApplicationCall:
                 self.inner = conversation.host.application(scope, conversation.receive, conversation.send)
                 if not PyCoro_CheckExact(self.inner):
                     self.inner = _iterator(self.inner)
-            if PyIter_Send(<PyObject*>self.inner, <PyObject*>value, result) == PYGEN_NEXT:
+            conversation.in_step = True
+            try:
+                outcome = PyIter_Send(<PyObject*>self.inner, <PyObject*>value, result)
+            finally:
+                conversation.in_step = False
+                if conversation.collected:
+                    conversation.collected = False
+                    conversation.step_ended()
+            if outcome == PYGEN_NEXT:
                 if context is not None:
                     self.suspended = True
                     self.on_suspend()

@@ -13,7 +13,7 @@ from cpython.bytearray cimport (
 from cpython.bytes cimport PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.dict cimport PyDict_Copy
 from cpython.object cimport PyObject
-from libc.stdint cimport INT64_MAX
+from libc.stdint cimport INT64_MAX, uint64_t
 
 from fastserve._conversation import ClientDisconnected
 
@@ -184,6 +184,7 @@ cdef class Http1Factory(ProtocolFactory):
         self.access = access
         self.row = row
         self.state = state
+        self.cache = FieldCache()
         self.shutdown = {"wait": wait_for_shutdown, "is_set": is_shutting_down}
         self.root_path = root_path
         self.server_line = b"server: " + server_header + b"\r\n" if server_header else b""
@@ -275,6 +276,7 @@ cdef class Http1Factory(ProtocolFactory):
             limit_line=self.limit_line,
             limit_fields=self.limit_fields,
             limit_field_bytes=self.limit_field_bytes,
+            cache=self.cache,
         )
         return connection
 
@@ -301,6 +303,23 @@ cdef class Http1Connection(Protocol):
             self._keep(data, length)
             return self._update_reading()
         return self._consume(data, length)
+
+    cdef Py_ssize_t content_ahead(self) noexcept:
+        cdef HttpExchange exchange = self.exchange
+        cdef uint64_t ahead
+        if (
+            exchange is None or exchange.request_complete
+            or self.unparsed is not None or self.closing or self.eof
+        ):
+            return 0
+        ahead = self.parser.content_ahead()
+        # A short piece is copied sooner than it is received by a call of its own.
+        return <Py_ssize_t>min(ahead, <uint64_t>BODY_PIECE) if ahead >= BODY_PIECE_LEAST else 0
+
+    cdef int content_received(self, bytes content) except -1:
+        self.parser.pass_content(PyBytes_GET_SIZE(content))
+        self._take_body(content)
+        return self._consume(b"", 0)
 
     cdef int eof_received(self) except -1:
         self.eof = True
@@ -441,7 +460,7 @@ cdef class Http1Connection(Protocol):
                 begun += 1
                 self._begin()
             elif event == DATA:
-                self._take_body()
+                self._take_body(None)
             elif event == END:
                 self.discarding = False
                 if exchange is not None:
@@ -560,7 +579,8 @@ cdef class Http1Connection(Protocol):
                 headers[line] = (b"host", origin.host)
         return True
 
-    cdef int _take_body(self) except -1:
+    cdef int _take_body(self, bytes content) except -1:
+        """The parser's present piece of the body, which is `content`, or in the block."""
         cdef Py_ssize_t length = self.parser.piece_length
         self.body_received += length
         if self.discarding:
@@ -570,7 +590,9 @@ cdef class Http1Connection(Protocol):
         elif 0 <= self.factory.limit_body < self.body_received:
             self.refuse(413, "The request body is too large.")
         else:
-            self.exchange.body_arrived(self.parser.piece, length)
+            if content is None:
+                content = PyBytes_FromStringAndSize(self.parser.piece, length)
+            self.exchange.body_arrived(content)
         return 0
 
     cdef bint _may_spawn(self) except -1:
@@ -1059,7 +1081,7 @@ cdef class HttpExchange(Conversation):
         elif self.framing == FRAMING_LENGTH:
             self._check_length(message, key, self.length_left, length, more_body)
         self._write_body(body, file, start, length, more_body)
-        self._flush()
+        self._flush(more_body)
         if not more_body and self.progress != BODY_WRITTEN:
             if file is not None and transport.choked and not self.lost:
                 # What is in the file is not ours yet: it may be changed or cut short.
@@ -1091,7 +1113,7 @@ cdef class HttpExchange(Conversation):
         if count == 0 or self.is_http10:
             return self.done(0)
         head.append_to(self.connection.transport.output())
-        self._flush()
+        self._flush(False)
         return self._sent(0)
 
     cdef object _send_trailers(self, dict message):
@@ -1108,19 +1130,28 @@ cdef class HttpExchange(Conversation):
         lines.append_to(out)
         if not more_trailers:
             out.append(b"\r\n", 2)
-        self._flush()
+        self._flush(False)
         if more_trailers:
             return self._sent(0)
         self._complete()
         return self.done(0)
 
-    cdef int _flush(self) except -1:
-        """Hand over what was appended, unless it leaves with what the batch's others send."""
+    cdef int _flush(self, bint more_body) except -1:
+        """Hand over what was appended, unless it leaves with what the batch's others send, or, with
+        `more_body`, with what the application sends before it waits for something."""
         # A reference of our own: connection_lost, which this may bring about, drops the other.
         cdef Transport transport = self.connection.transport
-        if not self.connection.parsing or transport.output().pending > COLLECT:
-            return transport.flush()
-        return 0
+        if transport.output().pending <= COLLECT:
+            if self.connection.parsing:
+                return 0
+            if self.in_step and more_body:
+                self.collected = True
+                return 0
+        return transport.flush()
+
+    cdef int step_ended(self) except -1:
+        cdef Transport transport = self.connection.transport
+        return 0 if transport is None else transport.flush()
 
     cdef int _refuse_body(self, str kind) except -1:
         """Raise what says why this message may not come now."""
@@ -1299,10 +1330,9 @@ cdef class HttpExchange(Conversation):
                     connection._settle()
         return None
 
-    cdef int body_arrived(self, const char* data, Py_ssize_t length) except -1:
-        cdef bytes piece = PyBytes_FromStringAndSize(data, length)
+    cdef int body_arrived(self, bytes piece) except -1:
         self.owes_continue = False      # the client did not wait for it
-        self.buffered += length
+        self.buffered += PyBytes_GET_SIZE(piece)
         if self.body is None:
             self.body = piece
         elif self.more_body is None:

@@ -19,8 +19,9 @@ How it works:
 """
 
 cimport cython
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.object cimport PyObject
+from cpython.ref cimport Py_INCREF, Py_XDECREF
 from cpython.unicode cimport PyUnicode_DecodeUTF8
 from libc.stdint cimport INT64_MAX, int64_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
@@ -30,6 +31,7 @@ from libc.string cimport memcmp, memcpy
 cdef extern from "Python.h":
     str PyUnicode_New(Py_ssize_t size, Py_UCS4 maxchar)
     void* PyUnicode_DATA(object text)
+    PyObject* PyTuple_GET_ITEM(PyObject* items, Py_ssize_t index) noexcept
 
 
 cdef extern from *:
@@ -131,6 +133,7 @@ cdef struct KnownName:
     const char* text                # the same
     unsigned char length
     unsigned char meaning
+    bint repeats
 
 cdef unsigned char[256] CLASS
 cdef unsigned char[256] TOKEN       # tchar (RFC 9110 section 5.6.2) in lower case; 0: no tchar
@@ -138,23 +141,27 @@ cdef unsigned char[256] HEX_VALUE   # or NOT_HEX
 cdef KnownName[MAX_NAMES] KNOWN     # from 1 on
 cdef unsigned char[NAME_SLOTS] NAME_SLOT    # index into KNOWN; 0: empty
 
-cdef tuple KEEP_NAMES = tuple(b"""
+# Of these a client, or many clients, send the same values again and again.
+cdef tuple REPEATED = tuple(b"""
     host user-agent accept accept-encoding accept-language accept-charset connection
-    content-length content-type content-encoding content-language cookie authorization
-    cache-control pragma referer origin upgrade-insecure-requests dnt te
-    transfer-encoding trailer expect upgrade keep-alive proxy-connection date from
-    range priority max-forwards
-    if-match if-none-match if-modified-since if-unmodified-since if-range
+    content-type content-encoding content-language
+    cache-control pragma origin upgrade-insecure-requests dnt te
+    transfer-encoding keep-alive priority
     sec-fetch-dest sec-fetch-mode sec-fetch-site sec-fetch-user sec-gpc
     sec-ch-ua sec-ch-ua-mobile sec-ch-ua-platform
-    sec-websocket-key sec-websocket-version sec-websocket-protocol
-    sec-websocket-extensions
-    x-forwarded-for x-forwarded-proto x-forwarded-host x-forwarded-port
-    x-forwarded-prefix x-real-ip x-request-id x-correlation-id forwarded via cdn-loop
-    traceparent tracestate baggage
-    x-requested-with x-api-key x-csrf-token idempotency-key
-    access-control-request-method access-control-request-headers
+    sec-websocket-version sec-websocket-extensions
+    x-forwarded-proto x-forwarded-host x-forwarded-port x-forwarded-prefix via cdn-loop
+    x-requested-with access-control-request-method access-control-request-headers
 """.split())
+# Of these not, or the values are secrets, of which nothing may outlive the request.
+cdef tuple UNREPEATED = tuple(b"""
+    content-length cookie authorization referer trailer expect upgrade proxy-connection date from
+    range max-forwards if-match if-none-match if-modified-since if-unmodified-since if-range
+    sec-websocket-key sec-websocket-protocol
+    x-forwarded-for x-real-ip x-request-id x-correlation-id forwarded
+    traceparent tracestate baggage x-api-key x-csrf-token idempotency-key
+""".split())
+cdef tuple KEEP_NAMES = REPEATED + UNREPEATED
 
 cdef dict MEANINGS = {
     b"host": HOST,
@@ -214,6 +221,7 @@ cdef int fill_tables() except -1:
         KNOWN[index].text = PyBytes_AS_STRING(name)
         KNOWN[index].length = len(name)
         KNOWN[index].meaning = MEANINGS.get(name, NOTHING)
+        KNOWN[index].repeats = index <= len(REPEATED)
         slot = name_hash(<const unsigned char*>PyBytes_AS_STRING(name), len(name))
         while NAME_SLOT[slot]:
             slot = (slot + 1) & (NAME_SLOTS - 1)
@@ -398,6 +406,50 @@ cdef str decode_path(const unsigned char* path, Py_ssize_t length):
             free(decoded)
 
 
+# ------------------------------------------------------------------- fields seen before
+
+cdef inline unsigned int field_hash(PyObject* name, const unsigned char* value,
+                                    Py_ssize_t length) noexcept:
+    # Whoever makes values collide gains nothing: a slot has one pair, and others replace it.
+    cdef uint64_t mixed = <uint64_t><size_t>name >> 4
+    cdef uint64_t word = 0
+    if length >= 8:
+        memcpy(&word, value + (length >> 1) - 4, 8)
+        mixed = (mixed ^ word) * 0x9E3779B97F4A7C15u
+        memcpy(&word, value + length - 8, 8)
+    elif length:
+        word = value[0] | <uint64_t>value[length >> 1] << 8 | <uint64_t>value[length - 1] << 16
+    mixed = (mixed ^ word ^ <uint64_t>length << 56) * 0x9E3779B97F4A7C15u
+    return <unsigned int>(mixed >> 32) & (FIELD_SLOTS - 1)
+
+
+@cython.final
+cdef class FieldCache:
+    # The public docstring is in the stub, _parser.pyi.
+
+    def __dealloc__(self):
+        cdef int slot
+        for slot in range(FIELD_SLOTS):
+            Py_XDECREF(self.slots[slot])
+
+    cdef tuple pair(self, PyObject* name, const unsigned char* value, Py_ssize_t length):
+        """(name, value). `name` is one of the known names."""
+        cdef unsigned int slot = field_hash(name, value, length)
+        cdef PyObject* known = self.slots[slot]
+        cdef PyObject* content
+        cdef tuple made
+        if known != NULL and PyTuple_GET_ITEM(known, 0) == name:
+            content = PyTuple_GET_ITEM(known, 1)
+            if (PyBytes_GET_SIZE(<object>content) == length
+                    and memcmp(PyBytes_AS_STRING(<object>content), value, length) == 0):
+                return <tuple>known
+        made = (<object>name, PyBytes_FromStringAndSize(<const char*>value, length))
+        Py_INCREF(made)
+        self.slots[slot] = <PyObject*>made
+        Py_XDECREF(known)
+        return made
+
+
 # ------------------------------------------------------------------------- the parser
 
 @cython.final
@@ -405,12 +457,13 @@ cdef class RequestParser:
     # The public docstrings are in the stub, _parser.pyi.
 
     def __cinit__(self, *, Py_ssize_t limit_line=8190, Py_ssize_t limit_fields=100,
-                  Py_ssize_t limit_field_bytes=65536):
+                  Py_ssize_t limit_field_bytes=65536, FieldCache cache=None):
         if limit_line < 0 or limit_fields < 0 or limit_field_bytes < 0:
             raise ValueError("a limit cannot be negative")
         self.limit_line = limit_line
         self.limit_fields = limit_fields
         self.limit_field_bytes = limit_field_bytes
+        self.cache = cache
         self.content_length = -1
 
     def __dealloc__(self):
@@ -539,6 +592,14 @@ cdef class RequestParser:
     cdef bint in_message(self) noexcept:
         """From the first byte of a request line until END; also after INVALID."""
         return self._state > BETWEEN_CR
+
+    cdef uint64_t content_ahead(self) noexcept:
+        """How many of the next bytes are the body's and nothing else, as far as is known."""
+        return self._remaining if self._state == SIZED_BODY or self._state == CHUNK_DATA else 0
+
+    cdef void pass_content(self, Py_ssize_t length) noexcept:
+        """So many of them were received, and are not shown to `next`."""
+        self._body_piece(NULL, length)
 
     cdef void release(self) noexcept:
         """Drop the references to the facts, but for the method. Safe at any time:
@@ -829,7 +890,8 @@ cdef class RequestParser:
         cdef bint wanted = self._state == FIELDS
         cdef Py_ssize_t limit_bytes = self.limit_field_bytes if wanted else MAX_TRAILER_BYTES
         cdef list headers = self.headers
-        cdef bytes name, content
+        cdef bytes name
+        cdef tuple pair
 
         while True:
             most = end - line
@@ -876,6 +938,7 @@ cdef class RequestParser:
                 continue
 
             name = None
+            pair = None
             meaning = NOTHING
             if length <= SHORT_NAME:
                 slot = name_hash(lower, length)
@@ -888,6 +951,9 @@ cdef class RequestParser:
                             and memcmp(KNOWN[index].text, lower, length) == 0):
                         name = <bytes>KNOWN[index].name
                         meaning = KNOWN[index].meaning
+                        if (KNOWN[index].repeats and self.cache is not None
+                                and value_end - value <= CACHED_MOST):
+                            pair = self.cache.pair(KNOWN[index].name, value, value_end - value)
                         break
                     slot = (slot + 1) & (NAME_SLOTS - 1)
             else:
@@ -895,14 +961,15 @@ cdef class RequestParser:
                 long_lower = <unsigned char*>PyBytes_AS_STRING(name)
                 for i in range(length):
                     long_lower[i] = TOKEN[line[i]]
-            content = PyBytes_FromStringAndSize(<const char*>value, value_end - value)
+            if pair is None:
+                pair = (name, PyBytes_FromStringAndSize(<const char*>value, value_end - value))
             if meaning != NOTHING:
-                if self._field_meaning(meaning, value, value_end, content) == INVALID:
+                if self._field_meaning(meaning, value, value_end, <bytes>pair[1]) == INVALID:
                     line = p
                     break
                 if meaning == HOST and self._authority is not None:
-                    content = self._authority       # RFC 9112 section 3.2.2
-            headers.append((name, content))
+                    pair = (name, self._authority)  # RFC 9112 section 3.2.2
+            headers.append(pair)
             line = p
         return line - data
 

@@ -9,7 +9,9 @@ descriptor itself, calls `ready()`, and `tick()` now and then: the second poller
 import os
 
 cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING
 from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
+from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.errno cimport (
     EAGAIN, ECONNABORTED, EHOSTUNREACH, EINTR, ENETDOWN, ENETUNREACH, ENOBUFS, EOPNOTSUPP,
@@ -201,6 +203,11 @@ cdef extern from *:
     Py_ssize_t c_read "read"(int, void*, size_t) noexcept
     int shutdown(int, int) noexcept
     int c_close "close"(int) noexcept
+
+
+cdef extern from "Python.h":
+    PyObject* new_bytes "PyBytes_FromStringAndSize"(const char*, Py_ssize_t) except NULL
+    int _PyBytes_Resize(PyObject**, Py_ssize_t) except -1
 
 
 # What an event of the timer carries: no slot has this token.
@@ -985,20 +992,46 @@ cdef class SocketTransport(Transport):
         """1 if there may be more."""
         # A reference of our own: the call may end the connection, and with it the protocol.
         cdef Protocol protocol = self.protocol
-        cdef Py_ssize_t count = recv(self.fd, self.reactor.block, RECEIVE_SIZE, 0)
+        # Room is only made for a peer that has more to send than a block.
+        cdef Py_ssize_t count = protocol.content_ahead() if self.filled else 0
+        cdef bytes content = None
+        cdef int error = 0
+        if count:
+            content = self._receive_content(&count, &error)
+        else:
+            count = recv(self.fd, self.reactor.block, RECEIVE_SIZE, 0)
+            error = errno
+        self.filled = count >= RECEIVE_SIZE
         if count > 0:
             self.reactor.count_received(count)
-            protocol.data_received(self.reactor.block, count)
+            if content is not None:
+                protocol.content_received(content)
+            else:
+                protocol.data_received(self.reactor.block, count)
         elif count == 0:
             self.eof = True
             self._update_interest()
             protocol.eof_received()
-        elif errno == EAGAIN or errno == EINTR:
+        elif error == EAGAIN or error == EINTR:
             return 0
         else:
             return self._close_socket()
         self.flush()
         return count > 0
+
+    cdef bytes _receive_content(self, Py_ssize_t* count, int* error):
+        """At most `count` bytes, in an object of their own. `count` becomes what recv(2) returned."""
+        cdef PyObject* received = new_bytes(NULL, count[0])
+        cdef bytes content = None
+        cdef Py_ssize_t most = count[0]
+        count[0] = recv(self.fd, PyBytes_AS_STRING(<object>received), most, 0)
+        error[0] = errno
+        if 0 < count[0] < most:
+            _PyBytes_Resize(&received, count[0])    # where it is: nothing is copied
+        if count[0] > 0:
+            content = <bytes>received
+        Py_DECREF(<object>received)
+        return content
 
     cdef int _throw_away(self) except -1:
         cdef Py_ssize_t count = recv(self.fd, self.reactor.block, RECEIVE_SIZE, 0)

@@ -72,6 +72,9 @@ cdef class Protocol:
     """Consumes the bytes of one transport. The methods are for compiled code alone.
 
     * `data_received`: the memory is only good during the call, and may be written to.
+    * `content_ahead`: how many of the next bytes it only hands on as they are, at most so many as it
+      wants at once. If it is not 0, a transport may receive them into an object of their own, which
+      nobody copies again, and call `content_received` in place of `data_received`.
     * `eof_received`: the peer sends no more (a half-close: it may still read).
     * `connection_lost`: the last call; the transport is gone.
     * `resume_writing`: the peer reads again.
@@ -89,6 +92,12 @@ cdef class Protocol:
         return 0
 
     cdef int data_received(self, const char* data, Py_ssize_t length) except -1:
+        raise NotImplementedError
+
+    cdef Py_ssize_t content_ahead(self) noexcept:
+        return 0
+
+    cdef int content_received(self, bytes content) except -1:
         raise NotImplementedError
 
     cdef int eof_received(self) except -1:

@@ -227,7 +227,7 @@ C_HEADERS = {
     "_tls": set(),
     "_websocket": {"Python.h"},
     "_reactor": {
-        "arpa/inet.h", "errno.h", "fcntl.h", "netinet/in.h", "signal.h", "string.h",
+        "Python.h", "arpa/inet.h", "errno.h", "fcntl.h", "netinet/in.h", "signal.h", "string.h",
         "sys/epoll.h", "sys/sendfile.h", "sys/socket.h", "sys/timerfd.h", "sys/uio.h", "time.h",
         "unistd.h",
     },

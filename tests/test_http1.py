@@ -29,6 +29,7 @@ from conftest import (
     push,
     read_body,
     request,
+    reset,
     respond,
 )
 from process import ends_cleanly, settled
@@ -649,6 +650,11 @@ async def fail_in_body(scope: Any, receive: Any, send: Any) -> None:
     raise ValueError("on purpose")
 
 
+async def fail_later(scope: Any, receive: Any, send: Any) -> None:
+    await anyio.sleep(0)
+    await fail_in_body(scope, receive, send)
+
+
 async def stop_in_body(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.start", "status": 200})
     await send({"type": "http.response.body", "body": b"part", "more_body": True})
@@ -675,6 +681,7 @@ def test_application_fails(serve: Serve) -> None:
             at_once=fail_at_once,
             after_start=fail_after_start,
             in_body=fail_in_body,
+            later=fail_later,
             stop=stop_in_body,
             nothing=return_at_once,
             exit=exit_from_application,
@@ -690,6 +697,8 @@ def test_application_fails(serve: Serve) -> None:
         ("/exit", SystemExit, True),
         ("/in_body", failed, False),
         ("/in_body?10", failed, False),
+        ("/later", failed, False),
+        ("/later?10", failed, False),
         ("/stop", incomplete, False),
     ]:
         server.errors.clear()
@@ -721,6 +730,15 @@ def test_failed_stream_to_http10_is_reset(serve: Serve) -> None:
             with pytest.raises(ConnectionResetError):
                 client.read_to_end()
     assert_alive(server)
+
+
+def test_failed_stream_to_http10_is_reset_behind_what_was_sent(serve: Serve) -> None:
+    server = serve(routes(later=fail_later), lifespan="off")
+    with server.connect() as client:
+        client.sendall(lines("GET /later HTTP/1.0"))
+        client.read_until(b"part")
+        with pytest.raises(ConnectionResetError):
+            client.read_to_end()
 
 
 def test_failure_after_the_end_harms_nobody(serve: Serve) -> None:
@@ -787,8 +805,46 @@ def test_large_bodies(serve: Serve) -> None:
             (["Transfer-Encoding: chunked"], chunked(body[:1000], body[1000:])),
             (["Transfer-Encoding: chunked"], chunked(*(body[n : n + 999] for n in starts))),
         ]:
-            client.sendall(lines("PUT / HTTP/1.1", "Host: test", *fields, body=sent))
+            message = lines("PUT / HTTP/1.1", "Host: test", *fields, body=sent)
+            client.sendall(message + request("PUT", "/", body=b"after"))
             assert client.read_response().body == body
+            assert client.read_response().body == b"after"
+
+
+def test_large_body_that_is_cut(serve: Serve) -> None:
+    """What has come is told before the end is."""
+    seen: queue.Queue[bytes] = queue.Queue()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        pieces = []
+        while (message := await receive())["type"] == "http.request":
+            pieces.append(message["body"])
+        seen.put(b"".join(pieces))
+
+    server = serve(app, lifespan="off")
+    body = bytes(range(256)) * 4 * 1024
+    for fields, sent in [
+        ([f"Content-Length: {4 * MIB}"], body),
+        (["Transfer-Encoding: chunked"], b"400000\r\n" + body),
+    ]:
+        with server.connect() as client:
+            client.sendall(lines("PUT / HTTP/1.1", HOST, *fields, body=sent))
+            client.shutdown(socket.SHUT_WR)
+            assert seen.get(timeout=PATIENCE) == body
+
+
+def test_large_chunk_is_limited(serve: Serve) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        while (await receive())["type"] == "http.request":
+            pass
+
+    server = serve(app, lifespan="off", limit_request_body=MIB)
+    with server.connect() as client:
+        client.sendall(lines("PUT / HTTP/1.1", HOST, CODED, body=b"400000\r\n"))
+        push(client, bytes(2 * MIB))
+        assert client.read_response().status == 413
+        assert client.is_closed_by_peer()
+    assert server.errors == []
 
 
 def test_more_body_is_told_truly(serve: Serve) -> None:
@@ -1582,6 +1638,81 @@ def test_reader_that_stalls_holds_up_the_application(serve: Serve) -> None:
         ended.set()
         while not client.recv(MIB).endswith(b"0\r\n\r\n"):
             pass
+    assert server.errors == []
+
+
+def test_nothing_waits_while_the_application_does(serve: Serve) -> None:
+    """What it sends in one go may leave together, but not later than it waits for anything."""
+    arrived = threading.Event()
+
+    async def wait() -> None:
+        while not arrived.is_set():
+            await anyio.sleep(0.01)
+
+    async def stream(wait: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200})
+        for piece in (b"one", bytes(20_000), b"three"):
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await wait()
+        await send({"type": "http.response.body", "body": b"four", "more_body": True})
+        await send({"type": "http.response.body", "body": b"five"})
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["path"] != "/at_once":
+            await anyio.sleep(0)
+        if scope["path"] == "/task":
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(stream, wait, send)
+        elif scope["path"] == "/receive":
+            await receive()
+            await stream(receive, send)
+        else:
+            await stream(wait, send)
+
+    server = serve(app, lifespan="off")
+    before = chunked(b"one", bytes(20_000), b"three").removesuffix(b"0\r\n\r\n")
+    for path in ("/at_once", "/later", "/task", "/receive"):
+        arrived.clear()
+        with server.connect() as client:
+            client.sendall(request("GET", path))
+            client.read_until(b"\r\n\r\n")
+            assert client.read_exactly(len(before)) == before, path
+            arrived.set()
+            if path == "/receive":
+                client.shutdown(socket.SHUT_WR)
+            assert client.read_until(b"0\r\n\r\n") == chunked(b"four", b"five"), path
+    assert server.errors == []
+
+
+def test_client_leaves_while_a_stream_is_collected(serve: Serve) -> None:
+    inside, go_on = threading.Event(), threading.Event()
+    seen: queue.Queue[str] = queue.Queue()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["path"] == "/after":
+            await respond(send, b"after")
+            return
+        await receive()
+        await anyio.sleep(0)
+        inside.set()
+        assert go_on.wait(PATIENCE)
+        await send({"type": "http.response.start", "status": 200})
+        for _ in range(int(scope["path"][1:])):
+            await send({"type": "http.response.body", "body": bytes(16384), "more_body": True})
+        seen.put((await receive())["type"])
+
+    server = serve(app, lifespan="off")
+    for pieces in (1, 40):
+        inside.clear()
+        go_on.clear()
+        with server.connect() as client:
+            client.sendall(request("GET", f"/{pieces}"))
+            assert inside.wait(PATIENCE)
+            reset(client)
+        go_on.set()
+        assert seen.get(timeout=PATIENCE) == "http.disconnect"
+        with server.connect() as client:
+            assert client.get("/after").body == b"after"
     assert server.errors == []
 
 

@@ -23,7 +23,7 @@ from conftest import measures_memory
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fastserve._parser import RequestParser
+from fastserve._parser import FieldCache, RequestParser
 
 Events = list[tuple[Any, ...]]
 
@@ -40,9 +40,13 @@ examples = settings(
 # ------------------------------------------------------------------------ helpers
 
 
-def parse(parts: Iterable[bytes], **limits: int) -> Events:
+# For all cases, so that they find each other's fields there.
+CACHE = FieldCache()
+
+
+def parse(parts: Iterable[bytes], cache: FieldCache | None = None, **limits: int) -> Events:
     """The events of one connection, neighbouring body pieces joined."""
-    parser = RequestParser(**limits)
+    parser = RequestParser(cache=cache, **limits)
     events: Events = []
     for part in parts:
         for event in parser.feed(part):
@@ -56,8 +60,11 @@ def parse(parts: Iterable[bytes], **limits: int) -> Events:
 
 
 def parse_every_way(data: bytes, **limits: int) -> Events:
-    """Parse whole, byte by byte and in two parts at every offset; all must agree."""
+    """Parse whole, twice with the fields of before, byte by byte and in two parts at every
+    offset; all must agree."""
     whole = parse([data], **limits)
+    for _ in range(2):
+        assert parse([data], CACHE, **limits) == whole, "with fields seen before"
     single = parse((data[i : i + 1] for i in range(len(data))), **limits)
     assert single == whole, "byte by byte"
     for cut in range(len(data) + 1):
@@ -1080,6 +1087,50 @@ def test_shared_objects() -> None:
     assert first["headers"] is not second["headers"]
 
 
+def test_fields_that_repeat_are_shared() -> None:
+    """But for what is secret, long, or has a name that is not known."""
+    cache = FieldCache()
+    shared = [b"User-Agent: b", b"Accept:", b"Sec-Fetch-Site: " + 160 * b"x", b"TE: trailers"]
+    own = [
+        b"Cookie: a=b",
+        b"Authorization: c",
+        b"Sec-WebSocket-Protocol: c",
+        b"X-Own: c",
+        b"Accept: " + 161 * b"x",
+    ]
+    first, second = (parse([get(b"/", *shared, *own)], cache)[0][1]["headers"] for _ in range(2))
+    assert first == second
+    assert first is not second
+    same = [one is other for one, other in zip(first, second, strict=True)]
+    assert same == [True] + [True] * len(shared) + [False] * len(own)
+
+
+def test_host_of_the_target_is_not_shared() -> None:
+    cache = FieldCache()
+    absolute = b"GET http://%b/ HTTP/1.1\r\nHost: a\r\n\r\n"
+    for data, host in [
+        (get(), b"a"),
+        (absolute % b"b", b"b"),
+        (get(), b"a"),
+        (absolute % b"c", b"c"),
+    ]:
+        assert parse([data], cache)[0][1]["headers"] == [(b"host", host)]
+
+
+def test_fields_are_never_mistaken() -> None:
+    """Of more values than are kept, that differ in one byte or in length alone."""
+    cache = FieldCache()
+    values = [b"x" * length for length in range(161)]
+    for length in (1, 2, 7, 8, 9, 20, 160):
+        for place in range(length):
+            values += [b"x" * place + other + b"x" * (length - place - 1) for other in (b"y", b"z")]
+    for _ in range(2):
+        for value in values:
+            lines = [b"Accept: " + value, b"Origin: " + value]
+            headers = parse([get(b"/", *lines)], cache)[0][1]["headers"]
+            assert headers == fields((b"accept", value), (b"origin", value))
+
+
 KNOWN = (
     "host user-agent accept accept-encoding accept-language connection content-length "
     "content-type cookie authorization cache-control pragma referer origin "
@@ -1135,6 +1186,7 @@ EVERYTHING = [value_of(c) for c in [*VALID, *INVALID]] + [chunked(value_of(c)) f
 def parse_everything() -> None:
     for data in EVERYTHING:
         parse([data])
+        parse([data], FieldCache())
         parse([data[:40], data[40:]])
         RequestParser().feed(data[:-3])  # dropped in the middle
 
@@ -1148,7 +1200,7 @@ def test_no_object_leaks() -> None:
     references = sys.getrefcount(host)
     for _ in range(30):
         parse_everything()
-    # More than 30,000 parses, so one block or reference lost in one of them shows.
+    # More than 40,000 parses, so one block or reference lost in one of them shows.
     assert abs(sys.getallocatedblocks() - blocks) < 25
     assert sys.getrefcount(host) == references
 

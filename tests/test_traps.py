@@ -415,7 +415,8 @@ def content(call: Callable[[], object]) -> Content:
 MODULE = open(__file__, "rb")  # noqa: SIM115
 START = {"type": "http.response.start", "status": 200, "headers": [], "trailers": True}
 BODY = {"type": "http.response.body", "body": b"inner"}
-PIECE = {**BODY, "body": bytes(100_000), "more_body": True}
+# More than is collected: it leaves at once.
+PIECE = {**BODY, "body": bytes(200_000), "more_body": True}
 END = {"type": "http.response.trailers"}
 ACCEPT = {"type": "websocket.accept"}
 SEND = {"type": "websocket.send"}
@@ -467,7 +468,7 @@ def test_a_message_may_have_the_application_called(serve: Serve, nested: Any, go
             for each in rest_to_nobody if gone else rest:
                 send(each)
 
-        await anyio.sleep(0)  # from here on, what is sent leaves at once
+        await anyio.sleep(0)  # from here on, it is no longer a batch that is answered
         for each in before:
             await send(each)
         try:

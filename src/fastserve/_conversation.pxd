@@ -56,6 +56,8 @@ cdef class Conversation:
         list waiters                    # of the tasks in receive() or send(); None: nobody
         int free_calls
         Py_ssize_t free_bytes
+        bint in_step                    # the application runs, in its own task
+        bint collected                  # and `step_ended` is to be called when it no longer does
 
     cdef int expired(self) except -1
     cdef dict take_event(self)
@@ -63,6 +65,7 @@ cdef class Conversation:
     cdef object done(self, Py_ssize_t length)
     cdef object wait(self, Wait wait)
     cdef bint spends(self, Py_ssize_t length) noexcept
+    cdef int step_ended(self) except -1
     cdef int wake_all(self) except -1
 
 

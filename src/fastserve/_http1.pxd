@@ -7,12 +7,14 @@ from fastserve._conversation cimport Conversation, Host
 from fastserve._file cimport File
 from fastserve._forwarded cimport Origin, Trust
 from fastserve._headers cimport DateLine, ResponseHead
-from fastserve._parser cimport RequestParser
+from fastserve._parser cimport FieldCache, RequestParser
 from fastserve._shared cimport Row
 from fastserve._transport cimport Protocol, ProtocolFactory, Stage, Transport
 
 cdef enum:
     BODY_BUFFER = 64 * 1024         # received body the application has not taken: reading pauses
+    BODY_PIECE = 64 * 1024          # of a body, received into an object of its own
+    BODY_PIECE_LEAST = 16 * 1024
     PIPELINE_BUFFER = 64 * 1024     # received behind the current request: reading pauses
     PIPELINE_BATCH = 64             # requests answered before the loop gets its turn
     COLLECT = 128 * 1024            # output collected while an application runs
@@ -68,6 +70,7 @@ cdef class Http1Factory(ProtocolFactory):
         Trust trust                     # None: no peer is believed
         AccessLines access              # None: there is no access log
         Row row                         # where requests are counted; None: nowhere
+        FieldCache cache                # what requests have in common
         dict scope
         dict asgi
         dict state
@@ -120,7 +123,7 @@ cdef class Http1Connection(Protocol):
     cdef int _keep(self, const char* data, Py_ssize_t length) except -1
     cdef int _begin(self) except -1
     cdef bint _tell_origin(self, dict scope) except -1
-    cdef int _take_body(self) except -1
+    cdef int _take_body(self, bytes content) except -1
     cdef bint _may_spawn(self) except -1
     cdef int _spawn(self) except -1
     cdef int _give_up(self) except -1
@@ -176,10 +179,10 @@ cdef class HttpExchange(Conversation):
     cdef bint is_over(self) noexcept
     cdef object when_over(self)
     cdef int _check_unstarted(self, str kind) except -1
-    cdef int _flush(self) except -1
+    cdef int _flush(self, bint more_body) except -1
     cdef int opened(self, dict scope, bint has_body) except -1
     cdef bint is_late(self, int64_t now) noexcept
-    cdef int body_arrived(self, const char* data, Py_ssize_t length) except -1
+    cdef int body_arrived(self, bytes piece) except -1
     cdef int disconnect(self, bint lost) except -1
     cdef object start(self, str kind, dict message)
     cdef object send_body(self, dict message)

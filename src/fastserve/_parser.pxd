@@ -1,5 +1,6 @@
 # Declarations of fastserve._parser. No ABI is promised between releases.
 cimport cython
+from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uint64_t
 
 
@@ -11,12 +12,26 @@ cdef enum ParserEvent:
     INVALID = 4         # `error_status`, `error_reason`; every later call says the same
 
 
+cdef enum:
+    FIELD_SLOTS = 256               # a power of two
+    CACHED_MOST = 160               # bytes of a value that is kept
+
+
 cdef bint is_authority(const unsigned char* p, const unsigned char* end) noexcept
+
+
+@cython.final
+cdef class FieldCache:
+    cdef PyObject* slots[FIELD_SLOTS]       # tuples of a name and a value, or NULL
+
+    cdef tuple pair(self, PyObject* name, const unsigned char* value, Py_ssize_t length)
 
 
 @cython.final
 cdef class RequestParser:
     cdef:
+        FieldCache cache                # None: each field has objects of its own
+
         # limits, in bytes and in number
         Py_ssize_t limit_line
         Py_ssize_t limit_fields
@@ -58,6 +73,8 @@ cdef class RequestParser:
 
     cdef int next(self, const char* data, Py_ssize_t length, Py_ssize_t* consumed) except -1
     cdef bint in_message(self) noexcept
+    cdef uint64_t content_ahead(self) noexcept
+    cdef void pass_content(self, Py_ssize_t length) noexcept
     cdef void release(self) noexcept
 
     cdef int _fail(self, int status, str reason) noexcept

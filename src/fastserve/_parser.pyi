@@ -9,6 +9,16 @@ differently, the request is refused.
 from typing import Any, final
 
 @final
+class FieldCache:
+    """Field lines that were seen before, for all parsers of a server.
+
+    Most requests repeat most of what others said: the same immutable `(name, value)` is used
+    again, in place of a new one for each. Only names whose values repeat and are no secrets
+    are kept here (no Cookie, no Authorization), with values of at most 160 bytes, and 256 of
+    them; the next one replaces another. What is found is compared byte by byte.
+    """
+
+@final
 class RequestParser:
     """The requests of one connection, one after the other.
 
@@ -30,6 +40,7 @@ class RequestParser:
         limit_line: int = 8190,
         limit_fields: int = 100,
         limit_field_bytes: int = 65536,
+        cache: FieldCache | None = None,
     ) -> RequestParser:
         """Set the bounds on what is accepted, and so on the memory a peer can claim.
 
@@ -38,6 +49,7 @@ class RequestParser:
             limit_fields: number of field lines of a head; of a trailer section too.
             limit_field_bytes: bytes of all field lines of a head, each with its CRLF
                 (RFC 9110 section 5.4). Trailers have 8192.
+            cache: shared with other parsers; None: each field has objects of its own.
 
         Raises:
             ValueError: a limit is negative.

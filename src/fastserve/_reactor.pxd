@@ -134,6 +134,7 @@ cdef class SocketTransport(Transport):
         int interest                    # what the poller was told
         bint paused
         bint eof                        # the peer sends no more
+        bint filled                     # what was received last filled the block
         bint blocked                    # the peer's window is full
         bint closing
         bint linger
@@ -146,6 +147,7 @@ cdef class SocketTransport(Transport):
     cdef int ready(self, int events) except -1
     cdef int tick(self, int64_t now) except -1
     cdef int _receive(self) except -1
+    cdef bytes _receive_content(self, Py_ssize_t* count, int* error)
     cdef int _throw_away(self) except -1
     cdef int _send(self) except -1
     cdef Py_ssize_t _send_file(self, SendBuffer out, Py_ssize_t most) except -2

@@ -42,6 +42,8 @@ cdef class Protocol:
 
     cdef int connection_made(self, Transport transport) except -1
     cdef int data_received(self, const char* data, Py_ssize_t length) except -1
+    cdef Py_ssize_t content_ahead(self) noexcept
+    cdef int content_received(self, bytes content) except -1
     cdef int eof_received(self) except -1
     cdef int connection_lost(self) except -1
     cdef int resume_writing(self) except -1
