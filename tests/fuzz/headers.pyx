@@ -1,4 +1,4 @@
-# modules: _headers, _buffer
+# modules: _headers, _buffer, _file
 # cython: language_level=3, boundscheck=True, wraparound=True
 """The response head writer: whatever an application says, a head that is well formed, or
 an exception of the documented kind.

@@ -1,4 +1,4 @@
-# modules: _proxy, _forwarded, _address, _parser, _transport, _buffer
+# modules: _proxy, _forwarded, _address, _parser, _transport, _buffer, _file
 # cython: language_level=3, boundscheck=True, wraparound=True
 """Forwarded fields and PROXY headers: whatever comes, what a plain model makes of it too.
 

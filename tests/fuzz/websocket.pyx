@@ -1,4 +1,4 @@
-# modules: _buffer, _transport, _parser, _headers, _conversation, _http1, _deflate, _websocket
+# modules: _buffer, _transport, _parser, _headers, _conversation, _http1, _deflate, _websocket, _file, _access, _forwarded, _shared, _address
 # cython: language_level=3, boundscheck=True, wraparound=True
 """The WebSocket frame decoder: whatever comes, in whatever parts, the same events.
 
