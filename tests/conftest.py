@@ -24,16 +24,22 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+import hypothesis
 import pytest
 
 import fastserve
 
+# No test depends on how fast the machine is.
+hypothesis.settings.register_profile("patient", deadline=None)
+hypothesis.settings.load_profile("patient")
+
 POLLERS = ["epoll", "loop"] if hasattr(select, "epoll") else ["loop"]
 CERTIFICATES = Path(__file__).resolve().parent / "certificates"
 WORKERS = ["asyncio", "uvloop", "trio"]
+SANITIZED = "asan" in os.environ.get("LD_PRELOAD", "")
 # For a test that looks at resident memory: the sanitizer keeps for a while what was freed.
 measures_memory = pytest.mark.skipif(
-    not os.path.exists("/proc/self/statm") or "asan" in os.environ.get("LD_PRELOAD", ""),
+    not os.path.exists("/proc/self/statm") or SANITIZED,
     reason="needs /proc, and memory that is given back",
 )
 MIB = 2**20

@@ -401,13 +401,10 @@ class Sequences(RuleBasedStateMachine):
         assert [sys.getrefcount(data) for data in self.big] == self.counts
 
 
-Sequences.TestCase.settings = settings(
-    max_examples=25, stateful_step_count=30, deadline=None, print_blob=True
-)
+Sequences.TestCase.settings = settings(max_examples=25, stateful_step_count=30, print_blob=True)
 TestSequences = Sequences.TestCase
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.integers(1, 3 * INLINE), min_size=1, max_size=60),
     st.lists(st.integers(1, 3 * INLINE), min_size=1, max_size=60),

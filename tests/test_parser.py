@@ -30,7 +30,6 @@ Events = list[tuple[Any, ...]]
 # Derandomized: the same examples on every run, so a failure is somebody's change.
 examples = settings(
     derandomize=True,
-    deadline=None,
     max_examples=400,
     database=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],

@@ -19,9 +19,7 @@ from fastserve.checks import Boolean, Choice, Seconds, Size, Whole
 from fastserve.config import ALIASES, OPTIONS, Config, ConfigError, Option, Resolved, resolve
 from fastserve.sources import Environment, File, Flags, Source, read, read_object
 
-FEW = settings(
-    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+FEW = settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 NAMES = list(OPTIONS)
 WORD = st.text("abcdefghijklmnopqrstuvwxyzABC0123456789_.", min_size=1, max_size=12)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PATIENCE, WORKERS, Serve, request, respond
+from conftest import PATIENCE, SANITIZED, WORKERS, Serve, request, respond
 from process import DRAINING, Process, ends, eventually, slowly, workers_of
 
 from fastserve import stacks
@@ -164,6 +164,7 @@ def test_code_that_keeps_the_interpreters_lock(start: Start) -> None:
     slowly(lambda: len(workers_of(server)) == 3)
 
 
+@pytest.mark.skipif(SANITIZED, reason="the sanitizer explains a crash itself, and ends with 1")
 def test_a_crash_is_explained(start: Start) -> None:
     server = start()
     with server.connect() as client:

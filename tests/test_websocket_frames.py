@@ -48,7 +48,6 @@ LIMIT = 16 * 1024 * 1024
 # Derandomized: the same examples on every run, so a failure is somebody's change.
 examples = settings(
     derandomize=True,
-    deadline=None,
     max_examples=400,
     database=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
