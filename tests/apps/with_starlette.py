@@ -39,16 +39,24 @@ async def stream(request: Request) -> StreamingResponse:
     return StreamingResponse(pieces())
 
 
-async def endless(request: Request) -> StreamingResponse:
-    async def pieces() -> AsyncIterator[bytes]:
+class Endless(StreamingResponse):
+    """Says when it has ended. Its generator may end later: where it is not closed but left to the
+    collector of garbage, nobody knows when."""
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         try:
-            while True:
-                yield b"x" * 1000
-                await anyio.sleep(0.001)
+            await super().__call__(scope, receive, send)
         finally:
             print("the stream has ended", flush=True)
 
-    return StreamingResponse(pieces())
+
+async def endless(request: Request) -> Endless:
+    async def pieces() -> AsyncIterator[bytes]:
+        while True:
+            yield b"x" * 1000
+            await anyio.sleep(0.001)
+
+    return Endless(pieces())
 
 
 async def events(request: Request) -> StreamingResponse:
