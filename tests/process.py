@@ -181,6 +181,11 @@ def workers_of(server: Process) -> list[int]:
     return [int(pid) for pid in re.findall(r"worker (\d+) is ready", lines)]
 
 
+def children_of(pid: int) -> set[int]:
+    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return set(map(int, text.split()))
+
+
 def ends(server: Process, number: int = signal.SIGTERM) -> None:
     server.send_signal(number)
     assert server.wait() == 0

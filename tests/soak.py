@@ -31,7 +31,17 @@ from typing import NamedTuple
 
 from actions import ACTIONS, DEFLATE, Action, Peer, leave_a_body, leave_a_head, leave_at_once
 from conftest import MIB, WORKERS, Client, TlsClient, pem, request, trusting
-from process import Load, Process, ends, eventually, resident_bytes, settled, slowly, workers_of
+from process import (
+    Load,
+    Process,
+    children_of,
+    ends,
+    eventually,
+    resident_bytes,
+    settled,
+    slowly,
+    workers_of,
+)
 
 TESTS = Path(__file__).parent
 STINTS = 16
@@ -318,11 +328,6 @@ def reload_again_and_again(worker: str, reloads: int) -> bool:
     for line in (*load.failures, *lost):
         print(line, file=sys.stderr)
     return sound
-
-
-def children_of(pid: int) -> set[int]:
-    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
-    return set(map(int, text.split()))
 
 
 def descriptors_of(pid: int) -> int:

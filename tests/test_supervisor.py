@@ -14,7 +14,17 @@ from typing import Any
 
 import pytest
 from conftest import PATIENCE, WORKERS, Client, handshake, request
-from process import DRAINING, Load, Process, ends, eventually, refuses, slowly, workers_of
+from process import (
+    DRAINING,
+    Load,
+    Process,
+    children_of,
+    ends,
+    eventually,
+    refuses,
+    slowly,
+    workers_of,
+)
 
 from fastserve.config import FAREWELL, Config, ConfigError
 from fastserve.launch import run
@@ -25,6 +35,8 @@ Start = Callable[..., Process]
 HALF = b"POST /echo HTTP/1.1\r\nHost: test\r\nContent-Length: 4\r\n\r\nab"
 SAYS = """
 async def app(scope, receive, send):
+    while (await receive()).get("more_body"):
+        pass
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": b"%s"})
 """
@@ -531,9 +543,12 @@ def test_a_reload_is_told_to_systemd(served: Start, tmp_path: Path) -> None:
 
 def test_the_end_during_a_reload(changing: Callable[..., Changing]) -> None:
     web = changing()
+    old = workers_of(web.server)
     web.server.send_signal(signal.SIGHUP)
     web.server.logs("SIGHUP: starting new workers")
+    new = eventually(lambda: children_of(web.server.popen.pid) - set(old))
     ends(web.server)
+    assert all(is_gone(pid) for pid in {*old, *new})
 
 
 # When files change.
@@ -568,6 +583,8 @@ def test_an_open_stream_delays_no_reload(changing: Callable[..., Changing]) -> N
         waiting.sendall(b"POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 4\r\n\r\n")
         web.says("new")
         slowly(lambda: says(web.server, b"new"))
+        waiting.sendall(b"body")
+        assert waiting.read_response().body == b"old"
     ends(web.server)
 
 
