@@ -395,6 +395,7 @@ cdef class ApplicationCall:
                 if context is not None:
                     PyContext_Enter(context)
                 self.inner = conversation.host.application(scope, conversation.receive, conversation.send)
+                scope = None            # else it would outlast the application's first step
                 if not PyCoro_CheckExact(self.inner):
                     self.inner = _iterator(self.inner)
             conversation.in_step = True

@@ -19,7 +19,7 @@ from fastserve._conversation import ClientDisconnected
 
 from fastserve._access cimport monotonic
 from fastserve._buffer cimport GATHER_MIN
-from fastserve._conversation cimport WAIT_WRITABLE, get, is_disconnect
+from fastserve._conversation cimport WAIT_WRITABLE, PyDict_GetItemWithError, get, is_disconnect
 from fastserve._file cimport File
 from fastserve._forwarded cimport line_of_host
 from fastserve._headers cimport append_chunk_size, append_content_length
@@ -231,15 +231,14 @@ cdef class Http1Factory(ProtocolFactory):
 
     cdef dict take_extensions(self, dict tls):
         """`extensions` of a scope, with that of TLS if there is one: dicts that nobody else has.
-        Those of an earlier request will do if its application has neither kept nor changed any of
-        them; to make six and to free them would cost 2,000 instructions, and twice as many
-        with TLS."""
+        Those of an earlier request will do; to make six and to free them would cost 2,000
+        instructions, and twice as many with TLS."""
         cdef dict extensions
         if self.spares:
             self.spares -= 1
             extensions = <dict>self.spare[self.spares]
             self.spare[self.spares] = None
-            if _are_as_made(<PyObject*>extensions, self.shutdown, tls):
+            if _suit(extensions, tls):
                 return extensions
         extensions = {EARLY_HINT: {}, TRAILERS: {}, PATHSEND: {}, ZEROCOPYSEND: {}}
         return self.complete_extensions(extensions, tls)
@@ -251,9 +250,9 @@ cdef class Http1Factory(ProtocolFactory):
             extensions[TLS] = PyDict_Copy(tls)
         return extensions
 
-    cdef int give_extensions(self, dict extensions) except -1:
-        """The response is complete. A connection that is idle then has no use for them."""
-        if self.spares < SPARE_EXTENSIONS and len(extensions) <= NAMES:
+    cdef int keep_extensions(self, dict extensions) except -1:
+        """They are as they were made, and nobody else has them any more."""
+        if self.spares < SPARE_EXTENSIONS:
             self.spare[self.spares] = extensions
             self.spares += 1
         return 0
@@ -490,7 +489,9 @@ cdef class Http1Connection(Protocol):
         cdef dict scope = PyDict_Copy(factory.scope)
         cdef dict tls = self.transport.tls
         cdef str path = parser.path
-        cdef bint upgrades = False, told = False
+        cdef object client = self.transport.client
+        cdef str scheme = "http"
+        cdef bint upgrades = False
         if parser.upgrade is not None and factory.upgrade is not None:
             exchange = factory.upgrade.build(parser.upgrade, parser.method)
             upgrades = exchange is not None
@@ -511,30 +512,26 @@ cdef class Http1Connection(Protocol):
         scope["asgi"] = PyDict_Copy(factory.asgi)
         scope["http_version"] = VERSIONS[parser.minor_version]
         scope["server"] = self.transport.server
-        if self.origin is None:
-            scope["client"] = self.transport.client
+        scope["client"] = client
         scope["method"] = parser.method
         scope["path"] = path
         scope["raw_path"] = parser.raw_path
         scope["query_string"] = parser.query_string
         scope["headers"] = parser.headers
         if tls is not None:
-            scope["scheme"] = "https"
+            scope["scheme"] = scheme = "https"
         if upgrades:
             scope["extensions"] = factory.complete_extensions({}, tls)  # the protocol adds its own
         else:
-            scope["extensions"] = self.extensions = factory.take_extensions(tls)
-        if self.origin is not None:
-            told = self._tell_origin(scope)
+            scope["extensions"] = exchange.extensions = factory.take_extensions(tls)
+        if self.origin is not None and self._tell_origin(scope):
+            client, scheme = scope["client"], scope["scheme"]
         if factory.state is not None:
             scope["state"] = factory.state.copy()
         if factory.access is not None:
             exchange.entry = factory.access.begin(
                 parser.method, parser.raw_path, parser.query_string, parser.minor_version,
-                parser.headers,
-                scope["client"] if told else self.transport.client,
-                scope["scheme"] if told else "http" if tls is None else "https",
-                tls, self.origin is not None,
+                parser.headers, client, scheme, tls, self.origin is not None,
             )
         if factory.row is not None:
             exchange.begun = monotonic() if exchange.entry is None else exchange.entry.begun
@@ -560,12 +557,9 @@ cdef class Http1Connection(Protocol):
         cdef list headers = self.parser.headers
         cdef Py_ssize_t line
         if not origin.resolve(headers, self.transport.tls is not None):
-            scope["client"] = self.transport.client
             return False
         if origin.has_client:
             scope["client"] = origin.client
-        else:
-            scope["client"] = self.transport.client
         if origin.scheme is not None:
             scope["scheme"] = origin.scheme
         if origin.root_path is not None:
@@ -692,9 +686,6 @@ cdef class Http1Connection(Protocol):
     cdef int _response_complete(self, HttpExchange exchange) except -1:
         """Called on an application's stack: nothing may be started here."""
         self.exchange = None
-        if self.extensions is not None:
-            self.factory.give_extensions(self.extensions)
-            self.extensions = None
         if not exchange.keep_alive:
             return self._close(True)
         if not exchange.request_complete:
@@ -833,6 +824,12 @@ cdef bint _are_as_made(PyObject* extensions, dict shutdown, dict tls) noexcept:
     return True
 
 
+cdef bint _suit(dict extensions, dict tls) except -1:
+    """Whether these, made for some connection, are right for one with this `tls` as well."""
+    cdef PyObject* made = PyDict_GetItemWithError(<PyObject*>extensions, <PyObject*>TLS)
+    return made == NULL if tls is None else made != NULL and _is_still(made, tls)
+
+
 cdef ResponseHead _trailers(dict message):
     """The field lines of an http.response.trailers, checked."""
     cdef ResponseHead lines = ResponseHead.__new__(ResponseHead)
@@ -900,6 +897,8 @@ cdef class HttpExchange(Conversation):
         finally:
             self.leave_gate()
             self.host.ended(self)
+            if self.extensions is not None:
+                self._give_extensions()
 
     def cancelled(self):
         try:
@@ -907,6 +906,16 @@ cdef class HttpExchange(Conversation):
         finally:
             self.leave_gate()
             self.host.ended(self)
+
+    cdef int _give_extensions(self) except -1:
+        """To the next request, if the application has neither kept nor changed any of them."""
+        cdef Transport transport = self.connection.transport
+        if transport is not None and _are_as_made(
+            <PyObject*>self.extensions, self.factory.shutdown, transport.tls
+        ):
+            self.factory.keep_extensions(self.extensions)
+        self.extensions = None
+        return 0
 
     cdef int conclude(self, object error) except -1:
         """Report `error`, or that something is missing, and end what was to be answered."""

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -1065,6 +1066,36 @@ def test_extensions_of_a_scope_are_its_own(serve: Serve) -> None:
         for way in 2 * ways:
             for client in (one, one, other, one):
                 assert client.get("/" + way).body == b"fine"
+    assert server.errors == []
+
+
+class Put:
+    """An object of the application's."""
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["before", "after the response"])
+def test_what_an_application_puts_into_extensions_is_freed_with_its_scope(
+    serve: Serve, late: bool
+) -> None:
+    put: list[weakref.ref[Put]] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send(START)
+        if late:
+            await send(body_of(b"fine"))
+        extensions = scope["extensions"]
+        for place, key in ((extensions, "mine"), (extensions, COPY), (extensions[PATH], "mine")):
+            place[key] = value = Put()
+            put.append(weakref.ref(value))
+        if not late:
+            await send(body_of(b"fine"))
+
+    server = serve(app, lifespan="off")
+    with server.connect() as one, server.connect() as other:
+        for client in (one, other, one):
+            assert client.get().body == b"fine"
+        eventually(lambda: all(reference() is None for reference in put))
+    assert len(put) == 9
     assert server.errors == []
 
 

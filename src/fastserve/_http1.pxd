@@ -91,7 +91,7 @@ cdef class Http1Factory(ProtocolFactory):
 
     cdef dict take_extensions(self, dict tls)
     cdef dict complete_extensions(self, dict extensions, dict tls)
-    cdef int give_extensions(self, dict extensions) except -1
+    cdef int keep_extensions(self, dict extensions) except -1
     cdef int append_own_fields(self, ResponseHead head, SendBuffer out) except -1
 
 
@@ -103,7 +103,6 @@ cdef class Http1Connection(Protocol):
         HttpExchange exchange           # the one whose response is not complete
         bytearray unparsed              # received, but not its turn yet
         Protocol successor              # has taken the connection over
-        dict extensions                 # of the request's scope
         Phase phase
         bint parsing                    # inside _consume: output is flushed afterwards
         bint proceeding                 # inside proceed: applications may be started
@@ -169,11 +168,13 @@ cdef class HttpExchange(Conversation):
         bint keep_alive
         bint accepts_trailers           # the request has TE: trailers
         bint has_trailers               # the response is to have some
+        dict extensions                 # of the scope, to be used again; None: they are not
         Entry entry                     # for the access line; None: there will be none
         int status                      # of the response, once its head is written
         int64_t begun                   # microseconds of the monotonic clock; 0: it is not counted
 
     cdef int leave_gate(self) except -1
+    cdef int _give_extensions(self) except -1
     cdef int conclude(self, object error) except -1
     cdef int cut_short(self) except -1
     cdef bint is_over(self) noexcept
