@@ -3,7 +3,8 @@
 A `SendBuffer` collects what is to be sent, in order. Small writes are copied into
 one contiguous block, so that a response head and its body leave in one `send`;
 big `bytes` objects are referenced where they are and leave by an I/O vector; of files
-there is a descriptor, and what is in them stays there until the transport takes it.
+there is a descriptor, and what is in them stays there until the transport takes it. A
+`BufferPool` has empty ones, so that an idle connection need have none.
 """
 
 cimport cython
@@ -294,3 +295,28 @@ cdef class SendBuffer:
             self.count = unsent
         self.count += 1
         return &self.pieces[self.count - 1]
+
+
+@cython.final
+cdef class BufferPool:
+    """Empty SendBuffers, to use again."""
+
+    def __cinit__(self, Py_ssize_t most):
+        """`most`: how many are kept."""
+        self.spare = [None] * most
+        self.most = most
+
+    cdef SendBuffer take(self):
+        cdef SendBuffer buffer
+        if not self.count:
+            return SendBuffer.__new__(SendBuffer)
+        self.count -= 1
+        buffer = <SendBuffer>self.spare[self.count]
+        self.spare[self.count] = None
+        return buffer
+
+    cdef int give(self, SendBuffer buffer) except -1:
+        if self.count < self.most:
+            self.spare[self.count] = buffer
+            self.count += 1
+        return 0

@@ -137,7 +137,7 @@ cdef class TaskStarter:
             task = PyObject_Call(self.new_task, (call,), self.keywords)
         finally:
             self.keywords["context"] = None     # what an application has set is not to stay
-        if not task.done():
+        if call.conversation.call is not None:      # else it has ended
             self.tasks.add(task)
             task.add_done_callback(self.tasks.discard)
 
@@ -164,11 +164,11 @@ cdef class Conversation:
         a message that is wrong or comes at the wrong time; ClientDisconnected."""
         raise NotImplementedError
 
-    def finished(self, error):
+    cpdef int finished(self, error) except -1:
         """The application has ended: with the exception `error`, or None."""
         raise NotImplementedError
 
-    def cancelled(self):
+    cpdef int cancelled(self) except -1:
         """The server has cancelled the application."""
         raise NotImplementedError
 

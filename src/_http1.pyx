@@ -64,7 +64,7 @@ cdef str TLS = "tls"
 cdef tuple EXTENSIONS = (EARLY_HINT, TRAILERS, PATHSEND, ZEROCOPYSEND, SHUTDOWN, TLS)
 cdef str SHUTTING_DOWN = "The server is shutting down."
 cdef tuple NO_HEADERS = ()
-cdef tuple VERSIONS = ("1.0", "1.1")
+cdef str GET = "GET"
 
 
 @cython.final
@@ -206,19 +206,20 @@ cdef class Http1Factory(ProtocolFactory):
         # stream to a client that has left would never end.
         self.asgi = {"version": "3.0", "spec_version": "2.5" if raise_on_disconnect else "2.3"}
         self.spare = [None] * SPARE_EXTENSIONS
-        # Every key is there, so that a request's copy never has to grow.
+        # Every key is there, so that a request's copy never has to grow, and what most requests
+        # have in common need not be set again.
         self.scope = {
             "type": "http",
             "asgi": None,
-            "http_version": None,
+            "http_version": "1.1",
             "server": None,
             "client": None,
             "scheme": "http",
-            "method": None,
+            "method": GET,
             "root_path": root_path,
             "path": None,
             "raw_path": None,
-            "query_string": None,
+            "query_string": b"",
             "headers": None,
             "extensions": None,
         }
@@ -504,19 +505,22 @@ cdef class Http1Connection(Protocol):
         self.requests += 1
         exchange.keep_alive = parser.keep_alive and self.requests != factory.keep_alive_requests
         exchange.owes_continue = parser.expect_continue
-        exchange.is_http10 = parser.minor_version == 0
         exchange.accepts_trailers = parser.accepts_trailers and not upgrades
-        exchange.is_head = parser.method == "HEAD"
         if factory.root_path:
             path = _below(factory.root_path, path)
         scope["asgi"] = PyDict_Copy(factory.asgi)
-        scope["http_version"] = VERSIONS[parser.minor_version]
+        if parser.minor_version == 0:
+            scope["http_version"] = "1.0"
+            exchange.is_http10 = True
         scope["server"] = self.transport.server
         scope["client"] = client
-        scope["method"] = parser.method
+        if parser.method is not GET:
+            scope["method"] = parser.method
+            exchange.is_head = parser.method == "HEAD"
         scope["path"] = path
         scope["raw_path"] = parser.raw_path
-        scope["query_string"] = parser.query_string
+        if parser.query_string:
+            scope["query_string"] = parser.query_string
         scope["headers"] = parser.headers
         if tls is not None:
             scope["scheme"] = scheme = "https"
@@ -826,8 +830,11 @@ cdef bint _are_as_made(PyObject* extensions, dict shutdown, dict tls) noexcept:
 
 cdef bint _suit(dict extensions, dict tls) except -1:
     """Whether these, made for some connection, are right for one with this `tls` as well."""
-    cdef PyObject* made = PyDict_GetItemWithError(<PyObject*>extensions, <PyObject*>TLS)
-    return made == NULL if tls is None else made != NULL and _is_still(made, tls)
+    if PyDict_GET_SIZE(<PyObject*>extensions) != (NAMES - 1 if tls is None else NAMES):
+        return False
+    return tls is None or _is_still(
+        PyDict_GetItemWithError(<PyObject*>extensions, <PyObject*>TLS), tls
+    )
 
 
 cdef ResponseHead _trailers(dict message):
@@ -891,7 +898,7 @@ cdef class HttpExchange(Conversation):
         """Whether its application has had all the time that there is for a response."""
         return self.spawned and 0 < self.deadline <= now
 
-    def finished(self, error):
+    cpdef int finished(self, error) except -1:
         try:
             self.conclude(error)
         finally:
@@ -899,13 +906,15 @@ cdef class HttpExchange(Conversation):
             self.host.ended(self)
             if self.extensions is not None:
                 self._give_extensions()
+        return 0
 
-    def cancelled(self):
+    cpdef int cancelled(self) except -1:
         try:
             self.cut_short()
         finally:
             self.leave_gate()
             self.host.ended(self)
+        return 0
 
     cdef int _give_extensions(self) except -1:
         """To the next request, if the application has neither kept nor changed any of them."""

@@ -19,7 +19,7 @@ from libc.errno cimport (
 )
 from libc.string cimport memset
 
-from fastserve._buffer cimport SendBuffer, iovec
+from fastserve._buffer cimport BufferPool, SendBuffer, iovec
 from fastserve._file cimport File
 from fastserve._shared cimport Row, observe
 from fastserve._transport cimport FILE_BURST
@@ -403,7 +403,7 @@ cdef class Reactor:
         self.first_free = -1
         self.listeners = []
         self.deferred = []
-        self.spare = []
+        self.buffers = BufferPool(SPARE_BUFFERS)
         self.block = <char*>PyMem_Malloc(RECEIVE_SIZE)
         if self.block == NULL:
             raise MemoryError()
@@ -551,7 +551,7 @@ cdef class Reactor:
         return found
 
     cdef int dispatch(self, uint64_t token, int events) except -1:
-        cdef uint32_t slot = <uint32_t>(token & 0xFFFFFFFF)
+        cdef uint32_t slot = <uint32_t>token      # its lower half: see `token`
         cdef SocketTransport transport
         cdef Listener listener
         if (
@@ -742,13 +742,6 @@ cdef class Reactor:
         """Than some other worker that would take a connection."""
         return self.row is not None and self.row.is_busier(fs_monotonic_ms())
 
-    cdef SendBuffer take_buffer(self):
-        return self.spare.pop() if self.spare else SendBuffer.__new__(SendBuffer)
-
-    cdef void give_buffer(self, SendBuffer buffer) noexcept:
-        if len(self.spare) < SPARE_BUFFERS:
-            self.spare.append(buffer)
-
     cdef uint64_t token(self, int slot) noexcept:
         return <uint64_t>self.slots[slot].generation << 32 | <uint64_t>slot
 
@@ -896,7 +889,7 @@ cdef class SocketTransport(Transport):
 
     cdef SendBuffer output(self):
         if self.out is None:
-            self.out = self.reactor.take_buffer()
+            self.out = self.reactor.buffers.take()
         return self.out
 
     cdef int flush(self) except -1:
@@ -1079,7 +1072,7 @@ cdef class SocketTransport(Transport):
             out.consume(sent)
         if out.pending == 0:
             self.out = None
-            self.reactor.give_buffer(out)
+            self.reactor.buffers.give(out)
             if self.blocked:
                 self.blocked = False
                 self.deadline = 0

@@ -48,7 +48,7 @@ cdef class TlsFactory(ProtocolFactory):
         self.handshake_timeout = <int64_t>(1000 * handshake_timeout)
         self.plain = bytearray(PLAIN_SIZE)
         self.into_plain = (PLAIN_SIZE, self.plain)
-        self.spare = []
+        self.buffers = BufferPool(SPARE_BUFFERS)
 
     cdef Protocol build(self):
         cdef TlsProtocol protocol = TlsProtocol.__new__(TlsProtocol)
@@ -65,14 +65,6 @@ cdef class TlsFactory(ProtocolFactory):
             self.shaken = 0
         self.shaken += 1
         return self.shaken <= HANDSHAKES
-
-    cdef SendBuffer take_buffer(self):
-        return self.spare.pop() if self.spare else SendBuffer.__new__(SendBuffer)
-
-    cdef int give_buffer(self, SendBuffer buffer) except -1:
-        if len(self.spare) < SPARE_BUFFERS:
-            self.spare.append(buffer)
-        return 0
 
 
 @cython.final
@@ -154,7 +146,7 @@ cdef class TlsTransport(Transport):
 
     cdef SendBuffer output(self):
         if self.out is None:
-            self.out = self.factory.take_buffer()
+            self.out = self.factory.buffers.take()
         return self.out
 
     cdef int flush(self) except -1:
@@ -397,7 +389,7 @@ cdef class TlsTransport(Transport):
                 return 0        # what was to be sent of a file is not there
             if out.pending == 0 and self.out is out:
                 self.out = None
-                self.factory.give_buffer(out)
+                self.factory.buffers.give(out)
         if self.unsent and not below.choked:
             self._pass_on(below)
         self.choked = self.choked or below.choked

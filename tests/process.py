@@ -311,6 +311,8 @@ def refuses(address: tuple[str, int]) -> bool:
         socket.create_connection(address, PATIENCE).close()
     except ConnectionRefusedError:
         return True
+    except ConnectionResetError:
+        pass  # It was in the queue of a socket that was closed: that is for the next call to find.
     return False
 
 

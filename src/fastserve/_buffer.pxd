@@ -45,3 +45,13 @@ cdef class SendBuffer:
     cdef void clear(self) noexcept
     cdef int _make_room(self, Py_ssize_t length) except -1
     cdef Piece* _add_piece(self) except NULL
+
+
+cdef class BufferPool:
+    cdef:
+        list spare                      # a place for each, so that it never has to grow
+        Py_ssize_t most
+        Py_ssize_t count                # how many there are
+
+    cdef SendBuffer take(self)
+    cdef int give(self, SendBuffer buffer) except -1

@@ -59,6 +59,8 @@ cdef class Conversation:
         bint in_step                    # the application runs, in its own task
         bint collected                  # and `step_ended` is to be called when it no longer does
 
+    cpdef int finished(self, error) except -1
+    cpdef int cancelled(self) except -1
     cdef int expired(self) except -1
     cdef dict take_event(self)
     cdef bint may_send(self) noexcept

@@ -71,7 +71,7 @@ cdef class Http1Factory(ProtocolFactory):
         AccessLines access              # None: there is no access log
         Row row                         # where requests are counted; None: nowhere
         FieldCache cache                # what requests have in common
-        dict scope
+        dict scope                      # to be copied
         dict asgi
         dict state
         dict shutdown                   # `fastserve.shutdown`, to be copied

@@ -1,7 +1,7 @@
 # Declarations of fastserve._reactor. No ABI is promised between releases.
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
-from fastserve._buffer cimport SendBuffer
+from fastserve._buffer cimport BufferPool, SendBuffer
 from fastserve._shared cimport BEAT_MS, Row
 from fastserve._transport cimport Protocol, ProtocolFactory, Stage, Transport
 
@@ -64,7 +64,7 @@ cdef class Reactor:
         bint holding                    # some listener is held
         Row row                         # what the other processes are shown, or None
         int64_t next_tick               # when it is due, in microseconds of the monotonic clock
-        list spare                      # SendBuffers to use again
+        BufferPool buffers
         int ticks_per_check             # of the deadlines; the other ticks are heartbeats alone
         int ticks
         readonly double tick_interval   # seconds
@@ -90,8 +90,6 @@ cdef class Reactor:
     cdef void show_connections(self) noexcept
     cdef void show_listeners(self) noexcept
     cdef bint is_busier(self) noexcept
-    cdef SendBuffer take_buffer(self)
-    cdef void give_buffer(self, SendBuffer buffer) noexcept
 
 
 cdef class Listener:

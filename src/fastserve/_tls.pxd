@@ -1,7 +1,7 @@
 # Declarations of fastserve._tls. No ABI is promised between releases.
 from libc.stdint cimport int64_t
 
-from fastserve._buffer cimport SendBuffer
+from fastserve._buffer cimport BufferPool, SendBuffer
 from fastserve._transport cimport Protocol, ProtocolFactory, Transport
 
 cdef enum:
@@ -22,13 +22,11 @@ cdef class TlsFactory(ProtocolFactory):
         int64_t handshake_timeout
         bytearray plain             # where decrypted bytes are put, for one call
         tuple into_plain            # the arguments for that
-        list spare
+        BufferPool buffers
         int64_t turn
         int shaken
 
     cdef bint may_shake(self, int64_t turn) noexcept
-    cdef SendBuffer take_buffer(self)
-    cdef int give_buffer(self, SendBuffer buffer) except -1
 
 
 cdef class TlsProtocol(Protocol):
