@@ -95,7 +95,7 @@ def test_each_has_its_share(serving: Start, kind: tuple[str, ...]) -> None:
     server = serving(*kind, "served:app")
     with Crowd(server.address) as crowd:
         crowd.connect(400)
-        assert crowd.is_shared_by(4), crowd.workers
+        crowd.becomes_shared_by(4)
         shown = {row.pid: row.connections for row in rows_of(server)}
         assert shown == crowd.workers
 
