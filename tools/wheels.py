@@ -113,7 +113,9 @@ class Sdist:
         run(sys.executable, "-m", "build", "--quiet", "--sdist", "--outdir", scratch, ROOT)
         (archive,) = scratch.glob("*.tar.gz")
         with tarfile.open(archive) as tar:
-            tar.extractall(scratch, filter="data")
+            # Not as an argument, which CPython has from 3.11.4 on: Debian 12 has 3.11.2.
+            tar.extraction_filter = getattr(tarfile, "data_filter", lambda member, _: member)
+            tar.extractall(scratch)
         shutil.copy(archive, WHEELHOUSE)
         return cls(archive, scratch / archive.name.removesuffix(".tar.gz"))
 
