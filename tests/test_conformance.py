@@ -131,6 +131,17 @@ def test_a_server_that_does_not_start(command: str, seen: str) -> None:
     assert those(report, "fail") == {"R1": f"the scope is a dict: {seen}"}
 
 
+def test_the_exit_status(tmp_path: Path) -> None:
+    """Of a comparison it says nothing of the peers, which are without a server here."""
+    peers = tmp_path / "python"
+    peers.write_text('#!/bin/sh\n[ "$1" = -c ] && echo 1.0\n')
+    peers.chmod(0o755)
+    compared = ("--all", "--only", "R1", "--peers", str(peers))
+    assert exit_status("--cmd", "no-such-server", "--only", "R1")[0] == 1
+    assert exit_status("uvicorn", *compared[1:])[0] == 1
+    assert exit_status(*compared)[0] == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
