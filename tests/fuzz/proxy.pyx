@@ -277,7 +277,8 @@ cdef object taken(ProxyHeader header, bytes data):
 def header_model(data):
     """(how many bytes, source, destination) of a good header, else None."""
     line = re.match(
-        rb"PROXY (?:UNKNOWN(?: [^\r\n]*)?|TCP([46]) ([^ \r\n]+) ([^ \r\n]+) ([0-9]{1,5}) ([0-9]{1,5}))\r\n",
+        rb"PROXY (?:UNKNOWN(?: [^\r\n]*)?|TCP([46]) ([^ \r\n]+) ([^ \r\n]+)"
+        rb" (0|[1-9][0-9]{0,4}) (0|[1-9][0-9]{0,4}))\r\n",
         data,
     )
     if line is not None and line.end() <= 107:
