@@ -360,11 +360,11 @@ class Tab:
         await self.command("Input.dispatchMouseEvent", type="mouseReleased", **press)
 
     def complaints(self) -> list[dict[str, Any]]:
-        """Exceptions in the page's script, and what the browser has logged."""
+        """Exceptions in the page's script, and what the browser has logged that is more than news."""
+        logged = self.tools.told("Log.entryAdded", self.session)
         return [
-            event
-            for method in ("Runtime.exceptionThrown", "Log.entryAdded")
-            for event in self.tools.told(method, self.session)
+            *self.tools.told("Runtime.exceptionThrown", self.session),
+            *(event for event in logged if event["entry"]["level"] in ("warning", "error")),
         ]
 
 

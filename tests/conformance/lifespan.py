@@ -226,6 +226,9 @@ def crash(server: Server) -> int:
     pid: int = server.journal.of("lifespan", "called")[0]["pid"]
     if pid == server.process.pid:
         raise NotApplicable("the process that serves is the one that was started")
+    # Whoever watches over them may have yet to hear that both are ready: a start that fails is
+    # something else.
+    time.sleep(MOMENT)
     os.kill(pid, signal.SIGKILL)
     eventually(
         lambda: len(server.journal.of("lifespan", "sent")) >= 3 or not server.alive, server.patience
