@@ -172,6 +172,9 @@ def test_a_crash_is_explained(start: Start) -> None:
         server.logs("Fatal Python error: Segmentation fault")
         server.logs(r"stuck.py\", line \d+ in crash$")
         server.logs("was ended by SIGSEGV; another one takes its place")
+    slowly(lambda: len(workers_of(server)) == 3)
+    with server.connect() as client:
+        assert client.get("/pid").status == 200
 
 
 @needs_proc
